@@ -1,0 +1,15 @@
+//! Apple's MDM messages as plain values: what arrives is parsed once, here, into types that cannot be wrong.
+//!
+//! Nothing in this crate does I/O, reads a clock or knows a database. Start at [`checkin::CheckInMessage`] and [`report::Report`]
+//! for what devices send, at [`mdm_signature::verify`] for who sent it.
+
+pub mod certificate;
+pub mod checkin;
+pub mod command;
+pub mod enrollment;
+pub mod json;
+pub mod mdm_signature;
+pub mod plist;
+pub mod push_certificate;
+pub mod report;
+pub mod time;

@@ -1,0 +1,116 @@
+//! Command reports and Idle polls (edge cases 4, 10, 36–40).
+
+use tracing::{debug, warn};
+use wasmdm_protocol::report::{MalformedReport, Report, Status};
+use wasmdm_storage::commands::{NextCommand, Recorded, ReportInput};
+
+use super::Core;
+use super::check_out::unknown;
+use crate::message::DeviceRequest;
+use crate::reply::{Refusal, Reply};
+
+impl Core {
+    pub(super) async fn report(&self, request: DeviceRequest, report: Report) -> Result<Reply, Refusal> {
+        let id = report.enrollment.id.clone();
+        let now = self.clock.now();
+        let presence = self.in_flight.enter(&id);
+        self.storage.touch(&id, now);
+        // A user channel shares its device's certificate, so the binding says nothing of whether it ever came here.
+        if !report.enrollment.kind.is_device_channel() && self.storage.enrollment(&id).await?.is_none() {
+            return Err(unknown(&id));
+        }
+        let Some(command_uuid) = report.command_uuid.filter(|_| report.status != Status::Idle) else {
+            return Ok(command(self.storage.poll(&request.tenant, &id, presence.alone(), now).await?));
+        };
+        let (recorded, next) = self
+            .storage
+            .report(
+                ReportInput {
+                    tenant: request.tenant,
+                    id: id.clone(),
+                    status: Some(report.status.clone()),
+                    command_uuid: command_uuid.clone(),
+                    raw: report.raw,
+                    document: Some(report.document),
+                    now,
+                },
+                true,
+            )
+            .await?;
+        match recorded {
+            Recorded::Refused => return Err(unknown(&id)),
+            Recorded::Orphan => warn!(
+                request.id = request.id,
+                enrollment.id = %id,
+                command.uuid = command_uuid,
+                "Enrollment {id} reported a command that is not open; the report is kept"
+            ),
+            Recorded::Final | Recorded::NotNow | Recorded::Repeated => {
+                if let Status::Unknown(status) = &report.status {
+                    warn!(request.id = request.id, enrollment.id = %id, "Enrollment {id} reported the unknown status `{}`", status.escape_default());
+                }
+                debug!(request.id = request.id, enrollment.id = %id, command.uuid = command_uuid, status = report.status.as_str(), "Command reported");
+            }
+        }
+        metrics::counter!("wasmdm_command_reports_total", "status" => status_label(&report.status)).increment(1);
+        Ok(command(next))
+    }
+
+    /// The queue must go on, or the device would get the same command and fail in the same way for ever. But nothing that the bytes
+    /// claim is believed: the enrollment is the certificate's, and the command must be one that it was sent.
+    pub(super) async fn malformed_report(&self, request: DeviceRequest, report: MalformedReport) -> Result<Reply, Refusal> {
+        let refused = || Refusal::bad_request(format!("the report is malformed: {}", report.reason));
+        let (Some(enrollment), Some(command_uuid), Some(_)) = (&report.enrollment, &report.command_uuid, &report.status) else {
+            return Err(refused());
+        };
+        let now = self.clock.now();
+        let _presence = self.in_flight.enter(&enrollment.id);
+        let (recorded, next) = self
+            .storage
+            .report(
+                ReportInput {
+                    tenant: request.tenant,
+                    id: enrollment.id.clone(),
+                    status: None,
+                    command_uuid: command_uuid.clone(),
+                    raw: report.raw.clone(),
+                    document: None,
+                    now,
+                },
+                true,
+            )
+            .await?;
+        match recorded {
+            Recorded::Refused => Err(refused()),
+            _ => {
+                warn!(
+                    request.id = request.id,
+                    enrollment.id = %enrollment.id,
+                    command.uuid = command_uuid.as_str(),
+                    "Enrollment {} sent a malformed report; its command is errored: {}",
+                    enrollment.id,
+                    report.reason
+                );
+                Ok(command(next))
+            }
+        }
+    }
+}
+
+fn command(next: Option<NextCommand>) -> Reply {
+    match next {
+        Some(next) => Reply::Command { uuid: next.uuid, body: next.body },
+        None => Reply::Empty,
+    }
+}
+
+fn status_label(status: &Status) -> &'static str {
+    match status {
+        Status::Idle => "Idle",
+        Status::Acknowledged => "Acknowledged",
+        Status::Error => "Error",
+        Status::CommandFormatError => "CommandFormatError",
+        Status::NotNow => "NotNow",
+        Status::Unknown(_) => "unknown",
+    }
+}

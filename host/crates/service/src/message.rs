@@ -1,0 +1,32 @@
+//! What the outside hands in.
+
+use std::collections::BTreeMap;
+
+use wasmdm_protocol::certificate::Certificate;
+use wasmdm_protocol::checkin::CheckInMessage;
+use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_protocol::report::{MalformedReport, Report};
+
+/// Who sent a message, and how.
+#[derive(Debug, Clone)]
+pub struct DeviceRequest {
+    /// The same in the log, the audit and plugins' call facts.
+    pub id: String,
+    /// The identity, verified up to a trust anchor.
+    pub certificate: Certificate,
+    /// The query of the URL, first value per key.
+    pub url_params: BTreeMap<String, String>,
+    /// The owner of the certificate's binding; set by [`crate::certificate_binding::CertificateBinding`].
+    pub tenant: TenantId,
+}
+
+/// A parsed message.
+#[derive(Debug, Clone)]
+pub enum Message {
+    /// A check-in.
+    CheckIn(Box<CheckInMessage>),
+    /// A command report or an Idle poll.
+    Report(Box<Report>),
+    /// A report that could not be parsed; it must not wedge the queue (edge case 4).
+    Malformed(Box<MalformedReport>),
+}

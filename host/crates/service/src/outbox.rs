@@ -1,0 +1,274 @@
+//! The workers that carry events from the database to subscribers.
+//!
+//! What is leased is a partition (one device of one subscriber), so its events arrive in order and one at a time, while partitions go in
+//! parallel. An acknowledgement and the effects of its handler commit together. Retry and dead letters are decided here.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, warn};
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
+use wasmdm_storage::outbox::{Completed, Completion, Delivery, Lease};
+use wasmdm_storage::{Storage, StorageError};
+
+use crate::clock::Clock;
+use crate::pusher::Pusher;
+use crate::subscriber::{Delivered, Subscriber};
+
+/// Partitions served at once.
+const WORKERS: usize = 32;
+/// A worker that does not renew its lease for so long is taken for dead.
+const LEASE: Duration = Duration::from_secs(60);
+/// Deliveries of one partition before others get a turn.
+const TURN: usize = 64;
+/// Conflicts in a row that are tried again at once and not counted.
+const CONFLICTS: u32 = 5;
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(600);
+/// Then an event becomes a dead letter.
+const GIVE_UP: Duration = Duration::from_secs(72 * 3600);
+/// A look at the database even if nothing was announced: another node may have written.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// A number in `0.0..1.0`, for the jitter of retries.
+pub type Jitter = Arc<dyn Fn() -> f64 + Send + Sync>;
+
+/// Delivers what is due, until told to stop.
+pub struct Outbox {
+    storage: Storage,
+    clock: Arc<dyn Clock>,
+    pusher: Arc<dyn Pusher>,
+    /// By the prefix of the subscriber's name.
+    subscribers: Vec<(&'static str, Arc<dyn Subscriber>)>,
+    /// Names this process in leases.
+    owner: String,
+    jitter: Jitter,
+    workers: Arc<Semaphore>,
+    idle_again: Notify,
+    /// Subscribers whose last delivery failed: their first success wakes those that wait.
+    failing: Mutex<HashSet<(TenantId, String)>>,
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox").field("owner", &self.owner).finish_non_exhaustive()
+    }
+}
+
+impl Outbox {
+    /// Workers over `storage`; `owner` must differ between processes.
+    pub fn new(
+        storage: Storage,
+        clock: Arc<dyn Clock>,
+        pusher: Arc<dyn Pusher>,
+        subscribers: Vec<(&'static str, Arc<dyn Subscriber>)>,
+        owner: String,
+        jitter: Jitter,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            storage,
+            clock,
+            pusher,
+            subscribers,
+            owner,
+            jitter,
+            workers: Arc::new(Semaphore::new(WORKERS)),
+            idle_again: Notify::new(),
+            failing: Mutex::new(HashSet::new()),
+        })
+    }
+
+    /// Runs until `shutdown`; workers that are in the middle of a delivery finish it on `tracker`.
+    pub async fn run(self: Arc<Self>, tracker: TaskTracker, shutdown: CancellationToken) {
+        let changed = self.storage.outbox_changed();
+        while !shutdown.is_cancelled() {
+            // Listen before looking, or a commit in between would be missed.
+            let announced = changed.notified();
+            tokio::pin!(announced);
+            announced.as_mut().enable();
+            let due = match self.look(&tracker, &shutdown).await {
+                Ok(Look::More) => continue,
+                Ok(Look::Until(due)) => due,
+                Err(error) => {
+                    warn!("The outbox could not be read, next try in {LOOK:?}: {error}");
+                    None
+                }
+            };
+            let latest = self.clock.now().plus(LOOK);
+            let until = due.map_or(latest, |due| due.min(latest));
+            tokio::select! {
+                () = announced => {}
+                () = self.idle_again.notified() => {}
+                () = self.clock.sleep_until(until) => {}
+                // On a clock that is moved by hand, or set back, the look at other nodes' writes still happens.
+                () = tokio::time::sleep(LOOK) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// Starts workers for what is due.
+    async fn look(self: &Arc<Self>, tracker: &TaskTracker, shutdown: &CancellationToken) -> Result<Look, StorageError> {
+        let now = self.clock.now();
+        let timer = self.storage.fire_timers(now).await?;
+        let free = self.workers.available_permits();
+        if free == 0 {
+            return Ok(Look::Until(None));
+        }
+        let leases = self.storage.claim(&self.owner, u32::try_from(free).unwrap_or(u32::MAX), LEASE, now).await?;
+        if leases.is_empty() {
+            // Nothing is due now, so whatever is known to be due lies ahead (or is leased by a worker, which announces its end).
+            let partition = self.storage.outbox_due().await?.filter(|due| *due > now);
+            return Ok(Look::Until([timer, partition].into_iter().flatten().min()));
+        }
+        for lease in leases {
+            let Ok(permit) = Arc::clone(&self.workers).try_acquire_owned() else {
+                self.storage.release(&lease, now).await?;
+                continue;
+            };
+            let outbox = Arc::clone(self);
+            let shutdown = shutdown.clone();
+            tracker.spawn(async move {
+                if let Err(error) = outbox.serve(&lease, &shutdown).await {
+                    warn!(subscriber = lease.subscriber, partition = lease.partition, "A partition of the outbox was left: {error}");
+                }
+                if let Err(error) = outbox.storage.release(&lease, outbox.clock.now()).await {
+                    debug!(subscriber = lease.subscriber, "The lease runs out by itself: {error}");
+                }
+                drop(permit);
+                outbox.idle_again.notify_one();
+            });
+        }
+        Ok(Look::More)
+    }
+
+    /// Delivers a partition's events one after the other.
+    async fn serve(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), StorageError> {
+        for _ in 0..TURN {
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+            let Some(delivery) = self.storage.next_delivery(lease, self.clock.now()).await? else {
+                return Ok(());
+            };
+            if !self.deliver(lease, &delivery).await? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// One attempt at one event; whether the partition may go on.
+    async fn deliver(&self, lease: &Lease, delivery: &Delivery) -> Result<bool, StorageError> {
+        let delivered = match self.subscribers.iter().find(|(prefix, _)| lease.subscriber.starts_with(prefix)) {
+            Some((_, subscriber)) => self.while_renewing(lease, subscriber.deliver(lease, delivery)).await,
+            None => Some(Delivered::Postponed { reason: "this server has no such kind of subscriber".to_owned(), retry_after: LONGEST_RETRY }),
+        };
+        let Some(delivered) = delivered else {
+            warn!(subscriber = lease.subscriber, partition = lease.partition, "A lease was lost during a delivery; its effects are discarded");
+            return Ok(false);
+        };
+        let now = self.clock.now();
+        let (completion, outcome, commands) = match delivered {
+            Delivered::Done { effects, by } => {
+                let push: Vec<EnrollmentId> = effects
+                    .iter()
+                    .flat_map(|effects| effects.commands.iter())
+                    .filter(|command| command.options.push)
+                    .map(|command| command.target.clone())
+                    .collect();
+                (Completion::Done { effects, by }, "done", push)
+            }
+            Delivered::Failed { error, retryable, retry_after, by } => {
+                let overdue = delivery.first_failed_at.is_some_and(|first| now.since(first) >= GIVE_UP);
+                if retryable && !overdue {
+                    let wait = retry_after.unwrap_or_else(|| self.backoff(delivery.attempt)).min(LONGEST_RETRY);
+                    self.failing.lock().insert((lease.tenant.clone(), lease.subscriber.clone()));
+                    (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", Vec::new())
+                } else {
+                    (Completion::Dead { error, by }, "dead", Vec::new())
+                }
+            }
+            Delivered::Postponed { reason, retry_after } => {
+                let by = serde_json::json!({ "reason": reason });
+                (Completion::Retry { at: now.plus(retry_after), error: reason, counted: false, by }, "postponed", Vec::new())
+            }
+        };
+        metrics::counter!("wasmdm_outbox_deliveries_total", "interface" => lease.interface.clone(), "outcome" => outcome).increment(1);
+        if let Completion::Dead { error, .. } = &completion {
+            error!(
+                subscriber = lease.subscriber,
+                event.id = delivery.event.id,
+                event.topic = delivery.event.topic,
+                "An event became a dead letter: {error}"
+            );
+        }
+        let waits = matches!(completion, Completion::Retry { .. });
+        let succeeded = matches!(completion, Completion::Done { .. });
+        match self.storage.complete(lease, delivery, completion, now).await? {
+            Completed::Stored => {
+                if succeeded && self.failing.lock().remove(&(lease.tenant.clone(), lease.subscriber.clone())) {
+                    self.storage.wake_subscriber(&lease.tenant, &lease.subscriber, now).await?;
+                }
+                if !commands.is_empty() {
+                    // The commands are stored; a device that is not woken fetches them at its next poll.
+                    self.pusher.push(&lease.tenant, &commands).await;
+                }
+                Ok(!waits)
+            }
+            Completed::Conflict(what) if delivery.conflicts < CONFLICTS => {
+                debug!(subscriber = lease.subscriber, event.id = delivery.event.id, "A delivery is made again, because something that it read changed: {what}");
+                Ok(true)
+            }
+            Completed::Conflict(what) => {
+                let error = format!("what it read changed {CONFLICTS} times: {what}");
+                let retry = Completion::Retry { at: now.plus(self.backoff(delivery.attempt)), error, counted: true, by: serde_json::Value::Null };
+                self.storage.complete(lease, delivery, retry, now).await?;
+                Ok(false)
+            }
+            Completed::Rejected(why) => {
+                error!(subscriber = lease.subscriber, event.id = delivery.event.id, "An event became a dead letter, because its effects cannot be stored: {why}");
+                let dead = Completion::Dead { error: format!("its effects cannot be stored: {why}"), by: serde_json::Value::Null };
+                self.storage.complete(lease, delivery, dead, now).await?;
+                Ok(true)
+            }
+            Completed::LeaseLost => Ok(false),
+        }
+    }
+
+    /// Awaits `work` and prolongs the lease meanwhile; `None` if it was lost.
+    async fn while_renewing<T>(&self, lease: &Lease, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = tokio::time::sleep(LEASE / 3) => match self.storage.renew(lease, LEASE, self.clock.now()).await {
+                    Ok(true) => {}
+                    Ok(false) => return None,
+                    // The fence at the commit decides.
+                    Err(error) => debug!(subscriber = lease.subscriber, "A lease could not be renewed: {error}"),
+                },
+            }
+        }
+    }
+
+    /// Doubles from 1 s to 10 min, of which at least half is waited.
+    fn backoff(&self, attempt: u32) -> Duration {
+        let longest = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1).min(16))).min(LONGEST_RETRY);
+        longest.mul_f64(0.5 + (self.jitter)().clamp(0.0, 1.0) / 2.0)
+    }
+}
+
+enum Look {
+    /// There was something: look again at once.
+    More,
+    /// Nothing until then, as far as is known.
+    Until(Option<Timestamp>),
+}

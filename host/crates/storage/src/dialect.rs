@@ -1,0 +1,60 @@
+//! What differs between databases. Statements are written once, with `?`, in what all of them understand; everything else is decided here.
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{SqlSafeStr, SqlStr};
+
+/// The kind of database behind the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Sqlite,
+}
+
+impl Dialect {
+    /// The statement as the database wants it.
+    pub(crate) fn statement(self, sql: &'static str) -> SqlStr {
+        match self {
+            Self::Sqlite => sql.into_sql_str(),
+        }
+    }
+
+    /// Begins a transaction that will write: it waits for other writers now rather than failing at its first write.
+    pub(crate) const fn begin(self) -> &'static str {
+        match self {
+            Self::Sqlite => "BEGIN IMMEDIATE",
+        }
+    }
+
+    /// Run once on each new connection that may write.
+    pub(crate) const fn set_up_writer(self) -> &'static [&'static str] {
+        match self {
+            // FULL, because a confirmed answer must survive a power loss; WAL alone would only be consistent.
+            Self::Sqlite => &[
+                "PRAGMA busy_timeout = 5000",
+                "PRAGMA journal_mode = WAL",
+                "PRAGMA synchronous = FULL",
+                "PRAGMA foreign_keys = ON",
+                "PRAGMA cache_size = -32768",
+                "PRAGMA temp_store = MEMORY",
+            ],
+        }
+    }
+
+    /// Run once on each new connection that only reads.
+    pub(crate) const fn set_up_reader(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &["PRAGMA busy_timeout = 5000", "PRAGMA query_only = ON", "PRAGMA cache_size = -8192", "PRAGMA temp_store = MEMORY"],
+        }
+    }
+
+    /// All migrations, embedded. Files are only ever added.
+    pub(crate) fn migrator(self) -> Migrator {
+        let files: &[(i64, &'static str, &'static str)] = match self {
+            Self::Sqlite => &[(1, "initial", include_str!("../migrations/sqlite/0001_initial.sql"))],
+        };
+        let migrations = files
+            .iter()
+            .map(|&(version, description, sql)| Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false))
+            .collect();
+        Migrator::with_migrations(migrations)
+    }
+}

@@ -1,0 +1,60 @@
+//! Why the storage did not do something.
+
+/// Why the storage did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StorageError {
+    /// Busy, full, or the commit failed: nothing of it is stored as far as is known; try again.
+    #[error("the database is unavailable: {reason}")]
+    Unavailable {
+        /// What the database said.
+        reason: String,
+    },
+    /// The database file is used by another server.
+    #[error("{reason}")]
+    Owned {
+        /// Names the lock file.
+        reason: String,
+    },
+    /// A row, or the schema, is not what this version writes.
+    #[error("the database holds something unexpected: {reason}")]
+    Corrupt {
+        /// What, and where as far as is known.
+        reason: String,
+    },
+    /// An argument that can never be stored.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The argument.
+        field: &'static str,
+        /// Why not.
+        problem: String,
+    },
+}
+
+impl StorageError {
+    pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
+        Self::Corrupt { reason: reason.into() }
+    }
+
+    pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable { reason: reason.into() }
+    }
+}
+
+impl From<sqlx::Error> for StorageError {
+    fn from(error: sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::ColumnDecode { .. }
+            | sqlx::Error::Decode(_)
+            | sqlx::Error::ColumnIndexOutOfBounds { .. }
+            | sqlx::Error::ColumnNotFound(_)
+            | sqlx::Error::TypeNotFound { .. } => Self::corrupt(error.to_string()),
+            sqlx::Error::Database(ref database)
+                if database.is_unique_violation() || database.is_foreign_key_violation() || database.is_check_violation() =>
+            {
+                Self::corrupt(error.to_string())
+            }
+            other => Self::unavailable(other.to_string()),
+        }
+    }
+}

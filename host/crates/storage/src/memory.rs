@@ -1,0 +1,253 @@
+//! What the owner of the database keeps in memory: always bounded or in proportion to the enrollments, changed only after the commit that
+//! it follows from, rebuilt at start. Losing it costs time, never facts.
+
+use crate::certificate_bindings::Binding;
+use crate::outbox::Subscription;
+use parking_lot::{Mutex, RwLock};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
+
+/// Bindings in each half of the cache.
+const BINDINGS: usize = 50_000;
+
+/// What a commit changed.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// The enrollment has open commands now, or none.
+    Pending(EnrollmentId, bool),
+    Binding([u8; 32], Binding),
+    /// An enrollment's bindings were replaced: what the cache says of it is old.
+    BindingsOf(EnrollmentId),
+    Subscriptions(TenantId, String, Vec<Subscription>),
+    /// A delivery was added or woken, or a timer set.
+    Outbox,
+    Seen(EnrollmentId, Timestamp),
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    pending: Mutex<HashSet<EnrollmentId>>,
+    bindings: Mutex<BindingCache>,
+    subscriptions: RwLock<HashMap<TenantId, Vec<Subscribed>>>,
+    last_seen: Mutex<LastSeen>,
+    /// Held by the flush that runs.
+    pub(crate) flush: tokio::sync::Mutex<()>,
+    pub(crate) outbox: Arc<Notify>,
+}
+
+/// One line of the subscriptions.
+#[derive(Debug, Clone)]
+pub(crate) struct Subscribed {
+    pub(crate) subscriber: String,
+    pub(crate) subscription: Subscription,
+}
+
+#[derive(Debug, Default)]
+struct LastSeen {
+    waiting: HashMap<EnrollmentId, Timestamp>,
+    /// Taken for a flush that has not committed yet.
+    flushing: HashMap<EnrollmentId, Timestamp>,
+}
+
+impl Memory {
+    pub(crate) fn apply(&self, changes: impl Iterator<Item = Change>) {
+        let mut outbox = false;
+        for change in changes {
+            match change {
+                Change::Pending(id, true) => {
+                    self.pending.lock().insert(id);
+                }
+                Change::Pending(id, false) => {
+                    self.pending.lock().remove(&id);
+                }
+                Change::Binding(sha256, binding) => self.bindings.lock().put(sha256, binding),
+                Change::BindingsOf(id) => self.bindings.lock().forget(&id),
+                Change::Subscriptions(tenant, subscriber, subscriptions) => self.set_subscriptions(&tenant, &subscriber, subscriptions),
+                Change::Seen(id, at) => self.touch(&id, at),
+                Change::Outbox => outbox = true,
+            }
+        }
+        if outbox {
+            // Everyone who waits now, and one permit for whoever was just about to.
+            self.outbox.notify_waiters();
+            self.outbox.notify_one();
+        }
+    }
+
+    pub(crate) fn is_pending(&self, id: &EnrollmentId) -> bool {
+        self.pending.lock().contains(id)
+    }
+
+    pub(crate) fn cached_binding(&self, sha256: &[u8; 32]) -> (Option<Binding>, u64) {
+        let mut bindings = self.bindings.lock();
+        (bindings.get(sha256), bindings.changes)
+    }
+
+    /// Keeps what was read, unless a commit changed bindings since `changes` was taken: the read may be older than it.
+    pub(crate) fn cache_binding(&self, sha256: [u8; 32], binding: Binding, changes: u64) {
+        let mut bindings = self.bindings.lock();
+        if bindings.changes == changes {
+            bindings.insert(sha256, binding);
+        }
+    }
+
+    pub(crate) fn set_subscriptions(&self, tenant: &TenantId, subscriber: &str, subscriptions: Vec<Subscription>) {
+        let mut all = self.subscriptions.write();
+        let of_tenant = all.entry(tenant.clone()).or_default();
+        of_tenant.retain(|line| line.subscriber != subscriber);
+        of_tenant.extend(subscriptions.into_iter().map(|subscription| Subscribed { subscriber: subscriber.to_owned(), subscription }));
+    }
+
+    /// The lines of the tenant for which `wants` is true.
+    pub(crate) fn subscribed(&self, tenant: &TenantId, wants: impl Fn(&Subscribed) -> bool) -> Vec<Subscribed> {
+        self.subscriptions.read().get(tenant).map(|lines| lines.iter().filter(|line| wants(line)).cloned().collect()).unwrap_or_default()
+    }
+
+    pub(crate) fn touch(&self, id: &EnrollmentId, at: Timestamp) {
+        let mut last_seen = self.last_seen.lock();
+        match last_seen.waiting.get_mut(id) {
+            Some(known) => *known = at.max(*known),
+            None => {
+                last_seen.waiting.insert(id.clone(), at);
+            }
+        }
+    }
+
+    /// Of what is not yet in the database.
+    pub(crate) fn last_seen(&self, id: &EnrollmentId) -> Option<Timestamp> {
+        let last_seen = self.last_seen.lock();
+        last_seen.waiting.get(id).max(last_seen.flushing.get(id)).copied()
+    }
+
+    /// Takes what waits; [`Self::end_flush`] must follow.
+    pub(crate) fn begin_flush(&self) -> Vec<(EnrollmentId, Timestamp)> {
+        let mut last_seen = self.last_seen.lock();
+        last_seen.flushing = std::mem::take(&mut last_seen.waiting);
+        last_seen.flushing.iter().map(|(id, at)| (id.clone(), *at)).collect()
+    }
+
+    /// Puts back what was not written.
+    pub(crate) fn end_flush(&self, written: bool) {
+        let taken = std::mem::take(&mut self.last_seen.lock().flushing);
+        if !written {
+            for (id, at) in taken {
+                self.touch(&id, at);
+            }
+        }
+    }
+}
+
+/// Two halves: what is asked for moves to the younger, and when that is full the elder is dropped. So at most twice [`BINDINGS`] are held,
+/// and whatever is in use stays.
+#[derive(Debug, Default)]
+struct BindingCache {
+    young: HashMap<[u8; 32], Binding>,
+    old: HashMap<[u8; 32], Binding>,
+    /// Which certificates of an enrollment are in one of the halves.
+    of_enrollment: HashMap<EnrollmentId, Vec<[u8; 32]>>,
+    /// Counts the commits that changed bindings.
+    changes: u64,
+}
+
+impl BindingCache {
+    fn get(&mut self, sha256: &[u8; 32]) -> Option<Binding> {
+        if let Some(binding) = self.young.get(sha256) {
+            return Some(binding.clone());
+        }
+        let binding = self.old.get(sha256)?.clone();
+        self.insert(*sha256, binding.clone());
+        Some(binding)
+    }
+
+    fn put(&mut self, sha256: [u8; 32], binding: Binding) {
+        self.changes += 1;
+        self.insert(sha256, binding);
+    }
+
+    fn insert(&mut self, sha256: [u8; 32], binding: Binding) {
+        if self.young.len() >= BINDINGS {
+            for (dropped, binding) in std::mem::replace(&mut self.old, std::mem::take(&mut self.young)) {
+                if !self.old.contains_key(&dropped) {
+                    self.unlink(&binding.enrollment, &dropped);
+                }
+            }
+        }
+        let linked = self.of_enrollment.entry(binding.enrollment.clone()).or_default();
+        if !linked.contains(&sha256) {
+            linked.push(sha256);
+        }
+        self.young.insert(sha256, binding);
+    }
+
+    fn unlink(&mut self, id: &EnrollmentId, sha256: &[u8; 32]) {
+        if let Some(linked) = self.of_enrollment.get_mut(id) {
+            linked.retain(|known| known != sha256);
+            if linked.is_empty() {
+                self.of_enrollment.remove(id);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: &EnrollmentId) {
+        self.changes += 1;
+        for sha256 in self.of_enrollment.remove(id).unwrap_or_default() {
+            self.young.remove(&sha256);
+            self.old.remove(&sha256);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn binding(id: &str) -> Binding {
+        Binding { tenant: TenantId::default(), enrollment: EnrollmentId::new(id), replaced: false }
+    }
+
+    fn hash(number: usize) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash[..8].copy_from_slice(&number.to_le_bytes());
+        hash
+    }
+
+    #[test]
+    fn the_binding_cache_is_bounded_and_keeps_what_is_used() {
+        let memory = Memory::default();
+        for number in 0..BINDINGS * 4 {
+            let (_, changes) = memory.cached_binding(&hash(0));
+            memory.cache_binding(hash(number), binding(&number.to_string()), changes);
+        }
+        assert_eq!(memory.cached_binding(&hash(0)).0, Some(binding("0")));
+        assert_eq!(memory.cached_binding(&hash(1)).0, None);
+        let bindings = memory.bindings.lock();
+        assert!(bindings.young.len() + bindings.old.len() <= BINDINGS * 2);
+        assert!(bindings.of_enrollment.len() <= BINDINGS * 2);
+    }
+
+    #[test]
+    fn a_read_that_is_older_than_a_commit_is_not_cached() {
+        let memory = Memory::default();
+        let (_, changes) = memory.cached_binding(&hash(1));
+        memory.apply([Change::BindingsOf(EnrollmentId::new("a"))].into_iter());
+        memory.cache_binding(hash(1), binding("a"), changes);
+        assert_eq!(memory.cached_binding(&hash(1)).0, None);
+    }
+
+    #[test]
+    fn what_a_failed_flush_took_comes_back() {
+        let memory = Memory::default();
+        let id = EnrollmentId::new("a");
+        memory.touch(&id, Timestamp::from_millis(5));
+        memory.touch(&id, Timestamp::from_millis(3));
+        assert_eq!(memory.begin_flush(), [(id.clone(), Timestamp::from_millis(5))]);
+        assert_eq!(memory.last_seen(&id), Some(Timestamp::from_millis(5)));
+        memory.end_flush(false);
+        assert_eq!(memory.begin_flush().len(), 1);
+        memory.end_flush(true);
+        assert_eq!(memory.last_seen(&id), None);
+    }
+}

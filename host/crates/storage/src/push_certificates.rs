@@ -1,0 +1,145 @@
+//! Push certificates by topic, and what a push needs of an enrollment.
+
+use crate::sql::{Columns, args};
+use crate::writer::{Class, Outcome};
+use crate::{Storage, StorageError, sealed, tenant};
+use bytes::Bytes;
+use std::fmt;
+use std::sync::Arc;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
+
+/// A push certificate with its key.
+#[derive(Clone)]
+pub struct PushCertificate {
+    /// Whose topic it is.
+    pub tenant: TenantId,
+    /// The push topic (the certificate's UID).
+    pub topic: String,
+    /// PEM.
+    pub certificate_pem: String,
+    /// PEM.
+    pub private_key_pem: String,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Counts every store.
+    pub version: i64,
+}
+
+/// Without the key.
+impl fmt::Debug for PushCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PushCertificate")
+            .field("tenant", &self.tenant)
+            .field("topic", &self.topic)
+            .field("not_after", &self.not_after)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a push needs.
+#[derive(Clone)]
+pub struct PushTarget {
+    /// Whom it wakes.
+    pub id: EnrollmentId,
+    /// Which certificate it goes out with.
+    pub topic: String,
+    /// The payload.
+    pub push_magic: String,
+    /// The address.
+    pub token: Bytes,
+}
+
+/// Without token and magic: with both, anyone with the certificate wakes the device.
+impl fmt::Debug for PushTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PushTarget").field("id", &self.id).field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+const INSERT_TOPIC: &str = "INSERT INTO push_topics (topic, tenant_id, created_at) VALUES (?, ?, ?) ON CONFLICT (topic) DO NOTHING";
+const SELECT_TOPIC: &str = "SELECT tenant_id FROM push_topics WHERE topic = ?";
+const UPSERT_CERTIFICATE: &str = "INSERT INTO push_certificates \
+    (topic, tenant_id, certificate_pem, private_key_pem, not_after, version, updated_at) VALUES (?, ?, ?, ?, ?, 1, ?) \
+    ON CONFLICT (topic) DO UPDATE SET certificate_pem = excluded.certificate_pem, private_key_pem = excluded.private_key_pem, \
+    not_after = excluded.not_after, version = push_certificates.version + 1, updated_at = excluded.updated_at";
+const SELECT_CERTIFICATE: &str =
+    "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ?";
+const SELECT_TARGET: &str =
+    "SELECT topic, push_magic, push_token FROM enrollments WHERE id = ? AND tenant_id = ? AND state = 'enrolled' AND push_token IS NOT NULL";
+
+impl Storage {
+    /// Replaces the topic's certificate. The first store makes the topic the tenant's.
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] when the topic is another tenant's.
+    pub async fn store_push_certificate(
+        &self,
+        tenant: &TenantId,
+        topic: &str,
+        certificate_pem: String,
+        private_key_pem: String,
+        not_after: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), StorageError> {
+        struct Store {
+            tenant: TenantId,
+            topic: String,
+            certificate: Vec<u8>,
+            key: Vec<u8>,
+        }
+        let store = Arc::new(Store {
+            tenant: tenant.clone(),
+            topic: topic.to_owned(),
+            certificate: sealed::seal(certificate_pem.as_bytes()),
+            key: sealed::seal(private_key_pem.as_bytes()),
+        });
+        self.write(Class::Answer, move |tx| {
+            let store = Arc::clone(&store);
+            Box::pin(async move {
+                let Store { tenant, topic, certificate, key } = &*store;
+                let owner = tx.one(SELECT_TOPIC, args![topic.as_str()]).await?;
+                if owner.is_some_and(|row| row.text(0).is_ok_and(|owner| owner != tenant.as_str())) {
+                    return Err(StorageError::Invalid { field: "topic", problem: format!("{topic} belongs to another tenant") });
+                }
+                tx.run(INSERT_TOPIC, args![topic.as_str(), tenant.as_str(), now.as_millis()]).await?;
+                tx.run(
+                    UPSERT_CERTIFICATE,
+                    args![topic.as_str(), tenant.as_str(), certificate.as_slice(), key.as_slice(), not_after.as_millis(), now.as_millis()],
+                )
+                .await?;
+                Ok(Outcome::Commit(()))
+            })
+        })
+        .await
+    }
+
+    /// The topic's certificate.
+    pub async fn push_certificate(&self, topic: &str) -> Result<Option<PushCertificate>, StorageError> {
+        let Some(row) = self.read_one(SELECT_CERTIFICATE, args![topic]).await? else {
+            return Ok(None);
+        };
+        Ok(Some(PushCertificate {
+            tenant: tenant(&row, 0)?,
+            topic: row.text(1)?,
+            certificate_pem: row.sealed_text(2)?,
+            private_key_pem: row.sealed_text(3)?,
+            not_after: row.time(4)?,
+            version: row.int(5)?,
+        }))
+    }
+
+    /// Of those ids that are enrolled now; others are left out.
+    pub async fn push_targets(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<PushTarget>, StorageError> {
+        let mut reader = self.reader().await?;
+        let mut targets = Vec::with_capacity(ids.len());
+        for id in ids {
+            let Some(row) = reader.db().one(SELECT_TARGET, args![id.as_str(), tenant.as_str()]).await? else {
+                continue;
+            };
+            targets.push(PushTarget { id: id.clone(), topic: row.text(0)?, push_magic: row.sealed_text(1)?, token: row.sealed(2)? });
+        }
+        Ok(targets)
+    }
+}

@@ -1,0 +1,7 @@
+//! What each subcommand does.
+
+pub mod db;
+pub mod demo;
+pub mod plugin;
+pub mod serve;
+pub mod simulate;

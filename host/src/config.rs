@@ -1,0 +1,301 @@
+//! The configuration: flags before environment variables before the file before defaults, all under the same names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use axum::http::HeaderName;
+use clap::Args;
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::logging::LogFormat;
+
+/// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ServeOptions {
+    /// Address to listen on, for instance 127.0.0.1:9000; without a host, all addresses [default: :9000]
+    #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]
+    pub listen: Option<String>,
+
+    /// Database: sqlite, or sqlite://PATH [default: sqlite in the data directory]
+    #[arg(long, env = "WASMDM_DATABASE", value_name = "URL")]
+    pub database: Option<String>,
+
+    /// Directory of everything that the server keeps [default: data]
+    #[arg(long, env = "WASMDM_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+
+    /// PEM file of the authorities that issue device identities; without it devices are answered 503
+    #[arg(long, env = "WASMDM_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+
+    /// PEM file of intermediate certificates between those authorities and the devices
+    #[arg(long, env = "WASMDM_INTERMEDIATE", value_name = "FILE")]
+    pub intermediate: Option<PathBuf>,
+
+    /// Take the device's certificate from this header (RFC 9440, or escaped PEM) instead of Mdm-Signature; needs --trusted-proxy
+    #[arg(long, env = "WASMDM_CERT_HEADER", value_name = "NAME")]
+    pub cert_header: Option<String>,
+
+    /// Address or network of a proxy whose --cert-header is believed; repeatable
+    #[arg(long = "trusted-proxy", env = "WASMDM_TRUSTED_PROXY", value_name = "ADDRESS|CIDR", value_delimiter = ',')]
+    #[serde(rename = "trusted-proxy")]
+    pub trusted_proxies: Vec<String>,
+
+    /// API key; better --api-key-file, as a command line can be seen by others [default: made at the first start, kept in the data directory]
+    #[arg(long, env = "WASMDM_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+
+    /// File that holds the API key
+    #[arg(long, env = "WASMDM_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<PathBuf>,
+
+    /// Directory of plugins [default: plugins in the data directory]
+    #[arg(long, env = "WASMDM_PLUGINS", value_name = "DIR")]
+    pub plugins: Option<PathBuf>,
+
+    /// Directory of grant files [default: plugins.d in the data directory]
+    #[arg(long, env = "WASMDM_GRANTS", value_name = "DIR")]
+    pub grants: Option<PathBuf>,
+
+    /// TOML file with any of these values
+    #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Connections served at once [default: 10000]
+    #[arg(long, env = "WASMDM_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
+
+    /// How log lines are written [default: text]
+    #[arg(long, env = "WASMDM_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Level, or levels by target: info, debug, info,wasmdm_service=debug [default: info]
+    #[arg(long, env = "WASMDM_LOG_LEVEL", value_name = "FILTER")]
+    pub log_level: Option<String>,
+}
+
+/// A complete, checked configuration.
+#[derive(Clone)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub database: String,
+    pub data: PathBuf,
+    pub authorities: Option<Authorities>,
+    pub identity: IdentitySource,
+    pub api_key: ApiKeySource,
+    pub plugins: PathBuf,
+    pub grants: PathBuf,
+    pub max_connections: usize,
+    pub log_format: LogFormat,
+    pub log_level: String,
+}
+
+/// Contents of the PEM files.
+#[derive(Debug, Clone)]
+pub struct Authorities {
+    pub roots: Vec<u8>,
+    pub intermediates: Vec<u8>,
+}
+
+/// Where device identities come from.
+#[derive(Debug, Clone)]
+pub enum IdentitySource {
+    Signature,
+    Header { name: HeaderName, proxies: Vec<IpNet> },
+}
+
+/// Where the API key comes from. Not printable: it may hold the key.
+#[derive(Clone)]
+pub enum ApiKeySource {
+    Given(String),
+    /// Read it there, or make it.
+    Kept(PathBuf),
+}
+
+impl ServeOptions {
+    /// Adds the file's values where neither a flag nor a variable was given, and checks all.
+    pub fn resolve(self) -> anyhow::Result<Config> {
+        let options = match &self.config {
+            Some(path) => {
+                let text = read_text(path, "config")?;
+                let file: Self = toml::from_str(&text).with_context(|| format!("config: {}", path.display()))?;
+                self.over(file)
+            }
+            None => self,
+        };
+        let data = options.data.unwrap_or_else(|| PathBuf::from("data"));
+        let authorities = match (&options.ca, &options.intermediate) {
+            (Some(ca), intermediate) => Some(Authorities {
+                roots: std::fs::read(ca).with_context(|| format!("ca: {} cannot be read", ca.display()))?,
+                intermediates: match intermediate {
+                    Some(path) => std::fs::read(path).with_context(|| format!("intermediate: {} cannot be read", path.display()))?,
+                    None => Vec::new(),
+                },
+            }),
+            (None, Some(_)) => bail!("intermediate: it needs ca, the authorities it leads to"),
+            (None, None) => None,
+        };
+        let api_key = match (options.api_key, options.api_key_file) {
+            (Some(_), Some(_)) => bail!("api-key: give either api-key or api-key-file"),
+            (Some(key), None) if key.trim().is_empty() => bail!("api-key: it is empty"),
+            (Some(key), None) => ApiKeySource::Given(key),
+            (None, Some(path)) => {
+                let key = read_text(&path, "api-key-file")?.trim().to_owned();
+                if key.is_empty() {
+                    bail!("api-key-file: {} is empty", path.display());
+                }
+                ApiKeySource::Given(key)
+            }
+            (None, None) => ApiKeySource::Kept(data.join("api-key")),
+        };
+        Ok(Config {
+            listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
+            database: database_url(options.database.as_deref().unwrap_or("sqlite"), &data)?,
+            authorities,
+            identity: identity_source(options.cert_header.as_deref(), &options.trusted_proxies)?,
+            api_key,
+            plugins: options.plugins.unwrap_or_else(|| data.join("plugins")),
+            grants: options.grants.unwrap_or_else(|| data.join("plugins.d")),
+            max_connections: match options.max_connections {
+                Some(0) => bail!("max-connections: at least 1"),
+                Some(connections) => connections,
+                None => 10_000,
+            },
+            log_format: options.log_format.unwrap_or_default(),
+            log_level: options.log_level.unwrap_or_else(|| "info".to_owned()),
+            data,
+        })
+    }
+
+    fn over(self, file: Self) -> Self {
+        Self {
+            listen: self.listen.or(file.listen),
+            database: self.database.or(file.database),
+            data: self.data.or(file.data),
+            ca: self.ca.or(file.ca),
+            intermediate: self.intermediate.or(file.intermediate),
+            cert_header: self.cert_header.or(file.cert_header),
+            trusted_proxies: if self.trusted_proxies.is_empty() { file.trusted_proxies } else { self.trusted_proxies },
+            // One way of giving the key replaces the other, or a flag could not override a file.
+            api_key: if self.api_key_file.is_some() { self.api_key } else { self.api_key.or(file.api_key) },
+            api_key_file: self.api_key_file.or(file.api_key_file),
+            plugins: self.plugins.or(file.plugins),
+            grants: self.grants.or(file.grants),
+            config: self.config,
+            max_connections: self.max_connections.or(file.max_connections),
+            log_format: self.log_format.or(file.log_format),
+            log_level: self.log_level.or(file.log_level),
+        }
+    }
+}
+
+fn read_text(path: &Path, field: &str) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{field}: {} cannot be read", path.display()))
+}
+
+/// `:9000` listens on all addresses, as it does in NanoMDM.
+fn listen_address(text: &str) -> anyhow::Result<SocketAddr> {
+    let wanted = || format!("listen: `{text}` is no address: write HOST:PORT, for instance 127.0.0.1:9000 or :9000");
+    if let Some(port) = text.strip_prefix(':') {
+        let port = port.parse().with_context(wanted)?;
+        return Ok(SocketAddr::new(IpAddr::from([0_u16; 8]), port));
+    }
+    if let Some(port) = text.strip_prefix("localhost:") {
+        return Ok(SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port.parse().with_context(wanted)?));
+    }
+    text.parse().with_context(wanted)
+}
+
+/// `sqlite`, `sqlite://PATH`; others are refused by name.
+pub fn database_url(text: &str, data: &Path) -> anyhow::Result<String> {
+    match text {
+        "sqlite" => Ok(format!("sqlite://{}", data.join("wasmdm.sqlite").display())),
+        text if text.starts_with("sqlite://") && text.len() > "sqlite://".len() => Ok(text.to_owned()),
+        text if text.starts_with("postgres:") || text.starts_with("postgresql:") || text.starts_with("mysql:") => {
+            bail!("database: this version keeps its state in SQLite only: write sqlite://PATH")
+        }
+        // The text may hold a password.
+        _ => bail!("database: write sqlite, or sqlite://PATH"),
+    }
+}
+
+fn identity_source(header: Option<&str>, proxies: &[String]) -> anyhow::Result<IdentitySource> {
+    let proxies = proxies.iter().map(|text| network(text)).collect::<anyhow::Result<Vec<_>>>()?;
+    match header {
+        None if proxies.is_empty() => Ok(IdentitySource::Signature),
+        None => bail!("trusted-proxy: it needs cert-header, the header that the proxy sets"),
+        Some(_) if proxies.is_empty() => {
+            bail!("cert-header: it needs trusted-proxy, the proxy's address: from anyone else the header could be forged")
+        }
+        Some(name) => {
+            let name = name.parse().with_context(|| format!("cert-header: `{name}` is no header name"))?;
+            Ok(IdentitySource::Header { name, proxies })
+        }
+    }
+}
+
+fn network(text: &str) -> anyhow::Result<IpNet> {
+    text.parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .with_context(|| format!("trusted-proxy: `{text}` is neither an address nor a network such as 10.0.0.0/8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(options: ServeOptions) -> String {
+        match options.resolve() {
+            Ok(_) => panic!("it was accepted"),
+            Err(error) => format!("{error:#}"),
+        }
+    }
+
+    #[test]
+    fn with_nothing_given_it_listens_on_9000_and_keeps_all_in_data() {
+        let config = ServeOptions::default().resolve().unwrap();
+        assert_eq!(config.listen.port(), 9000);
+        assert_eq!(config.database, "sqlite://data/wasmdm.sqlite");
+        assert_eq!(config.grants, Path::new("data/plugins.d"));
+        assert!(config.authorities.is_none());
+    }
+
+    #[test]
+    fn a_certificate_header_without_a_trusted_proxy_is_refused() {
+        let options = ServeOptions { cert_header: Some("Client-Cert".to_owned()), ..ServeOptions::default() };
+        assert!(problem(options).starts_with("cert-header:"));
+    }
+
+    #[test]
+    fn every_wrong_value_names_its_field() {
+        let with = |change: fn(&mut ServeOptions)| {
+            let mut options = ServeOptions::default();
+            change(&mut options);
+            problem(options)
+        };
+        assert!(with(|o| o.listen = Some("nine".to_owned())).starts_with("listen:"));
+        assert!(with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).starts_with("database:"));
+        assert!(!with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).contains("secret"));
+        assert!(with(|o| o.trusted_proxies = vec!["somewhere".to_owned()]).starts_with("trusted-proxy:"));
+        assert!(with(|o| o.ca = Some(PathBuf::from("/nowhere/ca.pem"))).starts_with("ca:"));
+        assert!(with(|o| o.api_key = Some(" ".to_owned())).starts_with("api-key:"));
+        assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
+    }
+
+    #[test]
+    fn the_file_fills_what_no_flag_said_and_its_unknown_keys_are_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wasmdm.toml");
+        std::fs::write(&path, "listen = \"127.0.0.1:1\"\ndata = \"/var/lib/wasmdm\"\n").unwrap();
+        let options = ServeOptions { config: Some(path.clone()), listen: Some("127.0.0.1:2".to_owned()), ..ServeOptions::default() };
+        let config = options.resolve().unwrap();
+        assert_eq!((config.listen.port(), config.data.as_path()), (2, Path::new("/var/lib/wasmdm")));
+        std::fs::write(&path, "listne = \":1\"\n").unwrap();
+        let unknown = problem(ServeOptions { config: Some(path), ..ServeOptions::default() });
+        assert!(unknown.contains("listne") && unknown.contains("line 1"), "{unknown}");
+    }
+}

@@ -1,0 +1,91 @@
+//! Every route on one page.
+
+pub mod authorization;
+pub mod body;
+pub mod device;
+pub mod health;
+pub mod identity;
+pub mod listener;
+pub mod plugins;
+pub mod problem;
+pub mod v1;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{any, get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use wasmdm_plugin_runtime::loading::PluginHost;
+use wasmdm_service::Service;
+use wasmdm_service::clock::Clock;
+use wasmdm_service::pusher::Pusher;
+use wasmdm_storage::Storage;
+
+use crate::http::authorization::ApiKey;
+use crate::http::body::BodyBudget;
+use crate::http::identity::Identity;
+
+/// What handlers share.
+#[derive(Debug)]
+pub struct App {
+    pub service: Arc<dyn Service>,
+    pub storage: Storage,
+    pub clock: Arc<dyn Clock>,
+    pub pusher: Arc<dyn Pusher>,
+    pub plugins: Arc<PluginHost>,
+    /// `None`: no authority is configured, devices are answered 503.
+    pub identity: Option<Identity>,
+    pub api_key: ApiKey,
+    pub budget: BodyBudget,
+    pub metrics: PrometheusHandle,
+}
+
+/// The whole server as a router.
+pub fn router(app: Arc<App>) -> Router {
+    let devices = Router::new().route("/mdm", any(device::mdm)).route("/checkin", any(device::check_in));
+    // NanoMDM's and MicroMDM's paths, Basic authorization.
+    let v1 = Router::new()
+        .route("/v1/enqueue/", any(v1::no_ids))
+        .route("/v1/enqueue/{*ids}", any(v1::enqueue))
+        .route("/v1/push/", any(v1::no_ids))
+        .route("/v1/push/{*ids}", any(v1::push))
+        .route("/v1/pushcert", get(v1::push_certificate).put(v1::store_push_certificate).fallback(v1::method_not_allowed))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::basic));
+    // Our own, Bearer or Basic authorization.
+    let api = Router::new()
+        .route("/api/v1/plugins", get(plugins::list))
+        .route("/api/v1/plugins/reload", post(plugins::reload_all))
+        .route("/api/v1/plugins/{name}", get(plugins::show))
+        .route("/api/v1/plugins/{name}/reload", post(plugins::reload))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::bearer_or_basic));
+    let open = Router::new()
+        .route("/version", any(v1::version))
+        .route("/healthz", get(health::alive))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics));
+    Router::new()
+        .merge(devices)
+        .merge(v1)
+        .merge(api)
+        .merge(open)
+        .fallback(problem::not_found)
+        .layer(middleware::from_fn(catch_panic))
+        .with_state(app)
+}
+
+/// A panic is a defect, but neither an outage nor an answer that a device could misunderstand.
+async fn catch_panic(request: Request, next: Next) -> Response {
+    use futures_util::FutureExt as _;
+    let path = request.uri().path().to_owned();
+    match std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            metrics::counter!("wasmdm_panics_total").increment(1);
+            tracing::error!(path = path, "A request panicked; please report this");
+            problem::unavailable("an internal error", wasmdm_service::reply::RETRY_AFTER)
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! `/healthz`, `/readyz`, `/metrics`.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+
+use super::{App, problem};
+
+/// The process lives.
+pub async fn alive() -> Response {
+    problem::plain(StatusCode::OK, "ok")
+}
+
+/// Whether devices can be served; each reason against it on a line of its own.
+pub async fn ready(State(app): State<Arc<App>>) -> Response {
+    let mut reasons = Vec::new();
+    if app.identity.is_none() {
+        reasons.push("no authority for device identities is configured: start with --ca FILE".to_owned());
+    }
+    if let Err(error) = app.storage.ping().await {
+        reasons.push(error.to_string());
+    }
+    if let Err(plugins) = app.plugins.ready() {
+        reasons.extend(plugins);
+    }
+    if reasons.is_empty() { problem::plain(StatusCode::OK, "ready") } else { problem::plain(StatusCode::SERVICE_UNAVAILABLE, &reasons.join("\n")) }
+}
+
+/// Prometheus' text format.
+pub async fn metrics(State(app): State<Arc<App>>) -> Response {
+    if let Ok((waiting, oldest)) = app.storage.outbox_lag(app.clock.now()).await {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; nobody waits 2^53 deliveries")]
+        metrics::gauge!("wasmdm_outbox_waiting").set(waiting as f64);
+        metrics::gauge!("wasmdm_outbox_oldest_seconds").set(oldest.as_secs_f64());
+    }
+    if let Ok(counts) = app.storage.count_enrollments().await {
+        for (state, count) in counts {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; no fleet has 2^53 devices")]
+            metrics::gauge!("wasmdm_enrollments", "state" => state).set(count as f64);
+        }
+    }
+    app.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], app.metrics.render()).into_response()
+}

@@ -1,0 +1,108 @@
+//! Which certificate a device's request comes with, and whether an authority of the operator's issued it.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+use moka::sync::Cache;
+use wasmdm_protocol::certificate::{Certificate, TrustAnchors};
+use wasmdm_protocol::mdm_signature;
+use wasmdm_protocol::time::Timestamp;
+use wasmdm_service::reply::Refusal;
+
+/// Chains whose verdict is remembered.
+const VERIFIED_CHAINS: u64 = 100_000;
+/// A verdict is looked at again after this, whatever the certificate says.
+const VERDICT_AGE: Duration = Duration::from_secs(3600);
+/// As Apple's devices send it.
+const SIGNATURE: HeaderName = HeaderName::from_static("mdm-signature");
+
+/// Finds and verifies identities.
+#[derive(Debug)]
+pub struct Identity {
+    anchors: TrustAnchors,
+    source: Source,
+    /// SHA-256 of a verified certificate, and until when its chain is valid.
+    verified: Cache<[u8; 32], Timestamp>,
+}
+
+/// Where the certificate comes from; exactly one per server.
+#[derive(Debug)]
+pub enum Source {
+    /// The device's `Mdm-Signature` over the body.
+    Signature,
+    /// A header that a proxy of those addresses sets after it verified the client's TLS certificate.
+    Header {
+        /// For instance `client-cert` (RFC 9440).
+        name: HeaderName,
+        /// Nobody else is believed.
+        proxies: Vec<IpNet>,
+    },
+}
+
+/// What can be said before the body is read.
+#[derive(Debug)]
+pub enum Presented {
+    /// Verified by the proxy and by its chain.
+    Certificate(Box<Certificate>),
+    /// A signature that still waits for the body it covers.
+    Signature(Vec<u8>),
+}
+
+impl Identity {
+    /// Identities that `anchors` vouch for.
+    pub fn new(anchors: TrustAnchors, source: Source) -> Self {
+        Self { anchors, source, verified: Cache::builder().max_capacity(VERIFIED_CHAINS).time_to_live(VERDICT_AGE).build() }
+    }
+
+    /// Judges the headers, before anything large is read.
+    pub fn present(&self, headers: &HeaderMap, peer: IpAddr, now: Timestamp) -> Result<Presented, Refusal> {
+        match &self.source {
+            Source::Signature => {
+                let signature = single(headers, &SIGNATURE)?;
+                Ok(Presented::Signature(signature.to_vec()))
+            }
+            Source::Header { name, proxies } => {
+                let peer = peer.to_canonical();
+                if !proxies.iter().any(|proxy| proxy.contains(&peer)) {
+                    return Err(Refusal::bad_request(format!("{peer} is no trusted proxy, so its `{name}` header is not believed")));
+                }
+                let certificate = Certificate::from_header(single(headers, name)?).map_err(|error| Refusal::bad_request(format!("{name}: {error}")))?;
+                self.verify_chain(&certificate, now)?;
+                Ok(Presented::Certificate(Box::new(certificate)))
+            }
+        }
+    }
+
+    /// The identity, once the body is there.
+    pub fn identify(&self, presented: Presented, body: &[u8], now: Timestamp) -> Result<Certificate, Refusal> {
+        match presented {
+            Presented::Certificate(certificate) => Ok(*certificate),
+            Presented::Signature(signature) => {
+                let certificate = mdm_signature::verify(&signature, body).map_err(|error| Refusal::bad_request(format!("Mdm-Signature: {error}")))?;
+                self.verify_chain(&certificate, now)?;
+                Ok(certificate)
+            }
+        }
+    }
+
+    fn verify_chain(&self, certificate: &Certificate, now: Timestamp) -> Result<(), Refusal> {
+        if self.verified.get(&certificate.sha256).is_some_and(|until| now <= until) && now >= certificate.not_before {
+            return Ok(());
+        }
+        let until = self.anchors.verify(certificate, now).map_err(|error| Refusal::bad_request(format!("identity certificate: {error}")))?;
+        self.verified.insert(certificate.sha256, until);
+        Ok(())
+    }
+}
+
+/// A header that must be there exactly once: a second one may be a client's own, smuggled past a proxy.
+fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a [u8], Refusal> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Ok(value.as_bytes()),
+        (None, _) => Err(Refusal::bad_request(format!("the {name} header is missing"))),
+        (Some(_), Some(_)) => Err(Refusal::bad_request(format!("the {name} header is there more than once"))),
+    }
+}

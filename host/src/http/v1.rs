@@ -1,0 +1,295 @@
+//! `/v1` and `/version`: what clients of NanoMDM use. Paths, JSON and its indentation are theirs; where an answer of theirs is wrong,
+//! docs/nanomdm.md says what is corrected.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tracing::info;
+use wasmdm_protocol::command::Command;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::push_certificate::PushCertificatePair;
+use wasmdm_storage::StorageError;
+use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+
+use super::authorization::Caller;
+use super::body::{self, COMMAND_LIMIT};
+use super::{App, problem};
+
+/// Ids of one call.
+const IDS: usize = 100_000;
+/// A certificate and a key.
+const PUSH_CERTIFICATE_LIMIT: usize = 64 << 10;
+
+/// The answer of `enqueue` and `push`; the order of the members is NanoMDM's.
+#[derive(Debug, Default, Serialize)]
+struct ApiResult {
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    status: BTreeMap<String, IdResult>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_push: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    push_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_type: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct IdResult {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    push_error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    push_result: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_error: Option<String>,
+}
+
+/// `?nopush=…`
+#[derive(Debug, Deserialize)]
+pub struct EnqueueQuery {
+    nopush: Option<String>,
+}
+
+impl EnqueueQuery {
+    /// NanoMDM takes any text for yes, `0` too; here no means no.
+    fn no_push(&self) -> bool {
+        self.nopush.as_deref().is_some_and(|text| !matches!(text.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no" | "off"))
+    }
+}
+
+/// Queues a command for each id, and wakes them. An empty body just wakes them.
+pub async fn enqueue(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(ids): Path<String>,
+    Query(query): Query<EnqueueQuery>,
+    request: Request,
+) -> Response {
+    let (head, request_body) = request.into_parts();
+    let ids = match targets(&ids) {
+        Ok(ids) => ids,
+        Err(problem) => return json(StatusCode::BAD_REQUEST, &ApiResult { command_error: Some(problem), ..ApiResult::default() }),
+    };
+    let held = match body::read(&app.budget, &head.headers, request_body, COMMAND_LIMIT).await {
+        Ok(held) => held,
+        Err(error) => return error.response(),
+    };
+    let no_push = query.no_push();
+    if held.bytes.is_empty() {
+        return if no_push { json(StatusCode::OK, &ApiResult { no_push, ..ApiResult::default() }) } else { push_to(&app, &ids).await };
+    }
+    let command = match Command::parse(held.bytes.clone()) {
+        Ok(command) => command,
+        Err(error) => return json(StatusCode::BAD_REQUEST, &ApiResult { no_push, command_error: Some(error.to_string()), ..ApiResult::default() }),
+    };
+    let mut result = ApiResult {
+        no_push,
+        command_uuid: Some(command.uuid.clone()),
+        request_type: Some(command.request_type.clone()),
+        ..ApiResult::default()
+    };
+    let queued = app
+        .storage
+        .enqueue(Enqueue {
+            tenant: TenantId::default(),
+            targets: ids.clone(),
+            command: command.clone(),
+            options: CommandOptions { push: !no_push, ..CommandOptions::default() },
+            origin: format!("api:{}", caller.0),
+            now: app.clock.now(),
+        })
+        .await;
+    let outcomes = match queued {
+        Ok(outcomes) => outcomes,
+        Err(error) => {
+            result.command_error = Some(error.to_string());
+            return json(storage_status(&error), &result);
+        }
+    };
+    if outcomes.contains(&EnqueueOutcome::UuidReused) {
+        result.command_error = Some(format!("CommandUUID: `{}` was used before with another command", command.uuid.escape_default()));
+        return json(StatusCode::CONFLICT, &result);
+    }
+    let mut reachable = Vec::with_capacity(ids.len());
+    for (id, outcome) in ids.iter().zip(&outcomes) {
+        match outcome {
+            EnqueueOutcome::Queued { .. } | EnqueueOutcome::AlreadyQueued { .. } => reachable.push(id.clone()),
+            EnqueueOutcome::UnknownEnrollment | EnqueueOutcome::UuidReused => {
+                result.status.entry(id.to_string()).or_default().command_error = Some("no enrollment of this id".to_owned());
+            }
+        }
+    }
+    info!(command.uuid = command.uuid, command.request_type = command.request_type, targets = reachable.len(), "Command {} queued", command.uuid);
+    let mut push_failed = false;
+    if !no_push && !reachable.is_empty() {
+        push_failed = push_into(&app, &reachable, &mut result.status).await > 0;
+    }
+    let status = if reachable.is_empty() {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else if reachable.len() < ids.len() || push_failed {
+        StatusCode::MULTI_STATUS
+    } else {
+        StatusCode::OK
+    };
+    json(status, &result)
+}
+
+/// Wakes each id.
+pub async fn push(State(app): State<Arc<App>>, Path(ids): Path<String>, body: Body) -> Response {
+    app.budget.drain(body);
+    match targets(&ids) {
+        Ok(ids) => push_to(&app, &ids).await,
+        Err(problem) => json(StatusCode::BAD_REQUEST, &ApiResult { push_error: Some(problem), ..ApiResult::default() }),
+    }
+}
+
+async fn push_to(app: &App, ids: &[EnrollmentId]) -> Response {
+    let mut result = ApiResult::default();
+    let failed = push_into(app, ids, &mut result.status).await;
+    let status = match failed {
+        0 => StatusCode::OK,
+        failed if failed == ids.len() => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::MULTI_STATUS,
+    };
+    json(status, &result)
+}
+
+/// Writes each id's result; answers how many failed.
+async fn push_into(app: &App, ids: &[EnrollmentId], status: &mut BTreeMap<String, IdResult>) -> usize {
+    let results = app.pusher.push(&TenantId::default(), ids).await;
+    let mut failed = 0;
+    for (id, result) in ids.iter().zip(results) {
+        let entry = status.entry(id.to_string()).or_default();
+        match result {
+            Ok(apns_id) => entry.push_result = Some(apns_id),
+            Err(error) => {
+                failed += 1;
+                entry.push_error = Some(error.to_string());
+            }
+        }
+    }
+    failed
+}
+
+/// Neither `enqueue` nor `push` without an id.
+pub async fn no_ids(request: Request) -> Response {
+    let problem = Some("no enrollment id in the path: add one, or several with commas between".to_owned());
+    let result = if request.uri().path().starts_with("/v1/push") {
+        ApiResult { push_error: problem, ..ApiResult::default() }
+    } else {
+        ApiResult { command_error: problem, ..ApiResult::default() }
+    };
+    json(StatusCode::BAD_REQUEST, &result)
+}
+
+/// The ids between commas, each once: the same id again would be the same command again.
+fn targets(ids: &str) -> Result<Vec<EnrollmentId>, String> {
+    let mut seen = BTreeSet::new();
+    let mut targets = Vec::new();
+    for id in ids.split(',').filter(|id| !id.is_empty()) {
+        if seen.insert(id) {
+            targets.push(EnrollmentId::new(id));
+        }
+        if targets.len() > IDS {
+            return Err(format!("at most {IDS} ids in a call"));
+        }
+    }
+    if targets.is_empty() { Err("no enrollment id in the path".to_owned()) } else { Ok(targets) }
+}
+
+/// `?topic=…`
+#[derive(Debug, Deserialize)]
+pub struct TopicQuery {
+    topic: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct PushCertificateResult {
+    not_after: String,
+    topic: String,
+}
+
+/// When the certificate of a topic ends.
+pub async fn push_certificate(State(app): State<Arc<App>>, Query(query): Query<TopicQuery>) -> Response {
+    let Some(topic) = query.topic.filter(|topic| !topic.is_empty()) else {
+        return error(StatusCode::BAD_REQUEST, "topic: the query parameter is missing");
+    };
+    match app.storage.push_certificate(&topic).await {
+        Ok(Some(certificate)) => json(StatusCode::OK, &PushCertificateResult { not_after: seconds(certificate.not_after), topic }),
+        Ok(None) => error(StatusCode::NOT_FOUND, &format!("topic: no push certificate for `{}`", topic.escape_default())),
+        Err(problem) => error(storage_status(&problem), &problem.to_string()),
+    }
+}
+
+/// Stores a push certificate with its key, both PEM in one body.
+pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Request) -> Response {
+    let (head, request_body) = request.into_parts();
+    let held = match body::read(&app.budget, &head.headers, request_body, PUSH_CERTIFICATE_LIMIT).await {
+        Ok(held) => held,
+        Err(error) => return error.response(),
+    };
+    let pair = match PushCertificatePair::from_pem(&held.bytes) {
+        Ok(pair) => pair,
+        Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
+    };
+    let now = app.clock.now();
+    if pair.not_after < now {
+        return error(StatusCode::BAD_REQUEST, &format!("certificate: it expired at {}", pair.not_after));
+    }
+    let (topic, not_after) = (pair.topic.clone(), pair.not_after);
+    match app.storage.store_push_certificate(&TenantId::default(), &topic, pair.certificate_pem, pair.private_key_pem, not_after, now).await {
+        Ok(()) => {
+            info!(topic = topic, "Push certificate of topic {topic} stored");
+            json(StatusCode::OK, &PushCertificateResult { not_after: seconds(not_after), topic })
+        }
+        Err(problem) => error(storage_status(&problem), &problem.to_string()),
+    }
+}
+
+/// The version, for anyone.
+pub async fn version() -> Response {
+    let body = format!("{{\"version\":\"{}\"}}", crate::VERSION);
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+/// As NanoMDM's `pushcert` answers other methods.
+pub async fn method_not_allowed() -> Response {
+    problem::plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
+}
+
+fn storage_status(error: &StorageError) -> StatusCode {
+    match error {
+        StorageError::Invalid { .. } => StatusCode::BAD_REQUEST,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+fn error(status: StatusCode, problem: &str) -> Response {
+    json(status, &serde_json::json!({ "error": problem }))
+}
+
+/// Indented by tabs, with a newline at the end, as Go's encoder writes it.
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    let mut body = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut body, serde_json::ser::PrettyFormatter::with_indent(b"\t"));
+    if value.serialize(&mut serializer).is_err() {
+        return problem::unavailable("the answer could not be written", wasmdm_service::reply::RETRY_AFTER);
+    }
+    body.push(b'\n');
+    (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Bytes::from(body)).into_response()
+}
+
+/// RFC 3339 without fractions, as NanoMDM writes it.
+fn seconds(time: wasmdm_protocol::time::Timestamp) -> String {
+    jiff::Timestamp::from_millisecond(time.as_millis()).map_or_else(|_| time.to_string(), |time| format!("{time:.0}"))
+}

@@ -1,0 +1,185 @@
+//! The one place that names every concrete type: from a configuration to a running server.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+use wasmdm_plugin_runtime::loading::{CompilerCommand, PluginHost, PluginHostOptions};
+use wasmdm_protocol::certificate::TrustAnchors;
+use wasmdm_service::certificate_binding::CertificateBinding;
+use wasmdm_service::clock::Clock;
+use wasmdm_service::core::Core;
+use wasmdm_service::outbox::Outbox;
+use wasmdm_service::pusher::Pusher;
+use wasmdm_storage::{OpenOptions, Storage};
+
+use crate::config::{ApiKeySource, Config, IdentitySource};
+use crate::http::authorization::ApiKey;
+use crate::http::body::BodyBudget;
+use crate::http::identity::{Identity, Source};
+use crate::http::{self, App};
+use crate::observability;
+use crate::unsent_push::UnsentPush;
+
+/// How long a stopping server waits for what is in flight.
+const GRACE: Duration = Duration::from_secs(25);
+/// How often expired commands are looked for.
+const EXPIRY_LOOK: Duration = Duration::from_secs(5);
+
+/// What differs between a server in production and one in a test.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub clock: Arc<dyn Clock>,
+    /// Starts the process that compiles plugins.
+    pub compiler: CompilerCommand,
+    /// `None`: the server's own, which says of each push why it was not sent.
+    pub pusher: Option<Arc<dyn Pusher>>,
+}
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct RunningServer {
+    /// The address it really listens on.
+    pub address: SocketAddr,
+    pub plugins: Arc<PluginHost>,
+    pub storage: Storage,
+    shutdown: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl RunningServer {
+    /// Opens everything and begins to listen.
+    pub async fn start(config: Config, surroundings: Surroundings) -> anyhow::Result<Self> {
+        let Surroundings { clock, compiler, pusher } = surroundings;
+        fs::create_dir_all(&config.data).with_context(|| format!("data: {} cannot be made", config.data.display()))?;
+        let metrics = observability::metrics_handle();
+        let api_key = api_key(&config.api_key)?;
+        let identity = match &config.authorities {
+            None => {
+                warn!("No authority for device identities is configured: devices are answered 503. Start with --ca FILE.");
+                None
+            }
+            Some(authorities) => {
+                let anchors = TrustAnchors::from_pem(&authorities.roots, &authorities.intermediates).context("ca")?;
+                Some(Identity::new(anchors, match config.identity.clone() {
+                    IdentitySource::Signature => Source::Signature,
+                    IdentitySource::Header { name, proxies } => Source::Header { name, proxies },
+                }))
+            }
+        };
+        let storage = Storage::open(OpenOptions { url: config.database.clone(), now: clock.now() }).await.context("database")?;
+        // Bound before plugins are loaded, so that they can be kept from reaching the server through its own front door.
+        let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {} is not to be had", config.listen))?;
+        let address = listener.local_addr()?;
+        let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let plugins = PluginHost::start(PluginHostOptions {
+            plugins_dir: Some(config.plugins.clone()),
+            grants_dir: config.grants.clone(),
+            data_dir: config.data.clone(),
+            compiler,
+            storage: storage.clone(),
+            clock: Arc::clone(&clock),
+            server_version: crate::VERSION.to_owned(),
+            tracker: tracker.clone(),
+            shutdown: shutdown.clone(),
+            own_addresses: vec![address],
+            ..PluginHostOptions::default()
+        })
+        .await
+        .context("plugins")?;
+        let pusher = pusher.unwrap_or_else(|| Arc::new(UnsentPush::new(storage.clone())));
+        let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy());
+        let app = Arc::new(App {
+            service: Arc::new(CertificateBinding::new(storage.clone(), Arc::new(core))),
+            storage: storage.clone(),
+            clock: Arc::clone(&clock),
+            pusher: Arc::clone(&pusher),
+            plugins: Arc::clone(&plugins),
+            identity,
+            api_key,
+            budget: BodyBudget::new(tracker.clone()),
+            metrics,
+        });
+        let outbox = Outbox::new(
+            storage.clone(),
+            Arc::clone(&clock),
+            pusher,
+            vec![("plugin:", plugins.subscriber())],
+            format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
+            Arc::new(jitter),
+        );
+        tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
+        tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
+        tracker.spawn(http::listener::serve(listener, http::router(app), config.max_connections, tracker.clone(), shutdown.clone()));
+        info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
+        Ok(Self { address, plugins, storage, shutdown, tracker })
+    }
+
+    /// Ends what is in flight in order, and closes the database.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.shutdown.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(GRACE, self.tracker.wait()).await.is_err() {
+            warn!("Some work did not end within {GRACE:?}; it is made again after the next start");
+        }
+        self.storage.close().await.context("database")
+    }
+}
+
+async fn expire_commands(storage: Storage, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    loop {
+        if let Err(error) = storage.expire_commands(clock.now()).await {
+            warn!("Expired commands could not be looked for: {error}");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(EXPIRY_LOOK) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn jitter() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness retries are merely less spread.
+    drop(aws_lc_rs::rand::fill(&mut bytes));
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
+
+fn api_key(source: &ApiKeySource) -> anyhow::Result<ApiKey> {
+    match source {
+        ApiKeySource::Given(key) => Ok(ApiKey::new(key)),
+        ApiKeySource::Kept(path) => kept_api_key(path).map(|key| ApiKey::new(&key)),
+    }
+}
+
+/// The key in that file, made if there is none.
+pub fn kept_api_key(path: &Path) -> anyhow::Result<String> {
+    match fs::read_to_string(path) {
+        Ok(key) if !key.trim().is_empty() => return Ok(key.trim().to_owned()),
+        Ok(_) => anyhow::bail!("api-key: {} is empty: remove it, and a new key is made", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("api-key: {} cannot be read", path.display())),
+    }
+    let mut bytes = [0; 24];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| anyhow::anyhow!("api-key: no randomness is to be had"))?;
+    let key = URL_SAFE_NO_PAD.encode(bytes);
+    // Complete or not there: a half-written key would be a weak one.
+    let unfinished = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    writeln!(file, "{key}")?;
+    file.sync_all()?;
+    fs::rename(&unfinished, path)?;
+    info!(file = %path.display(), "An API key was made; it stands in {}", path.display());
+    Ok(key)
+}

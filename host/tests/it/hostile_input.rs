@@ -1,0 +1,202 @@
+//! What a holder of a certificate, or anyone, may send to hurt the server.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use wasmdm_simulator::{Authority, Connection, Device, Message};
+
+use crate::process::{Home, ServerProcess};
+
+fn connect(server: &ServerProcess) -> Connection {
+    Connection::to(&server.url()).unwrap()
+}
+
+fn xml(body: &str) -> Bytes {
+    format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\">{body}</plist>").into()
+}
+
+/// A binary property list of hand-made objects.
+fn binary(objects: &[Vec<u8>], top: u8) -> Bytes {
+    let mut document = b"bplist00".to_vec();
+    let mut offsets = Vec::new();
+    for object in objects {
+        offsets.push(u16::try_from(document.len()).unwrap());
+        document.extend_from_slice(object);
+    }
+    let table = document.len() as u64;
+    for offset in offsets {
+        document.extend_from_slice(&offset.to_be_bytes());
+    }
+    document.extend_from_slice(&[0; 6]);
+    document.extend_from_slice(&[2, 1]);
+    document.extend_from_slice(&(objects.len() as u64).to_be_bytes());
+    document.extend_from_slice(&u64::from(top).to_be_bytes());
+    document.extend_from_slice(&table.to_be_bytes());
+    document.into()
+}
+
+fn bombs() -> Vec<(&'static str, Bytes)> {
+    let shared: Vec<Vec<u8>> = (0..15_u8).map(|n| if n == 14 { vec![0x09] } else { [vec![0xAF, 0x10, 16], vec![n + 1; 16]].concat() }).collect();
+    vec![
+        ("10,000 nested arrays", xml(&format!("{}{}", "<array>".repeat(10_000), "</array>".repeat(10_000)))),
+        ("10,000 nested arrays, truncated", xml(&"<array>".repeat(10_000))),
+        ("16^14 values by sharing", binary(&shared, 0)),
+        ("an array that holds itself", binary(&[vec![0xA1, 0]], 0)),
+        ("two arrays that hold each other", binary(&[vec![0xA1, 1], vec![0xA1, 0]], 0)),
+        ("a string of 2^62 bytes", binary(&[[vec![0x5F, 0x13], (1_u64 << 62).to_be_bytes().to_vec()].concat()], 0)),
+        ("an array of 2^62 members", binary(&[[vec![0xAF, 0x13], (1_u64 << 62).to_be_bytes().to_vec()].concat()], 0)),
+        (
+            "an entity bomb",
+            Bytes::from_static(
+                b"<?xml version=\"1.0\"?><!DOCTYPE plist [<!ENTITY a \"aaaaaaaaaa\"><!ENTITY b \"&a;&a;&a;&a;&a;&a;&a;&a;\"><!ENTITY c \"&b;&b;&b;&b;&b;&b;\">]><plist version=\"1.0\"><string>&c;</string></plist>",
+            ),
+        ),
+        ("truncated", Bytes::from_static(b"<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\"><dict><key>UDID</key><str")),
+        ("nothing", Bytes::new()),
+        ("OpenStep text", Bytes::from_static(b"{ MessageType = Authenticate; UDID = A; }")),
+        ("zeroes", Bytes::from_static(&[0; 4096])),
+    ]
+}
+
+#[tokio::test]
+async fn bombs_get_the_answer_of_the_table_within_a_second_and_the_server_lives() {
+    let authority = Authority::new(31).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = connect(&server);
+    device.enroll(&mut connection).await.unwrap();
+    for (name, body) in bombs() {
+        for message in [Message::raw_check_in(body.clone()), Message::raw_report(body.clone())] {
+            let prepared = device.prepare(message).unwrap();
+            let begin = Instant::now();
+            let answer = device.transmit(&mut connection, &prepared).await.unwrap();
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{name}");
+            assert!(begin.elapsed() < Duration::from_secs(1), "{name}: {:?}", begin.elapsed());
+        }
+    }
+    assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
+}
+
+#[tokio::test]
+async fn a_body_of_200_mib_is_refused_readably_and_takes_no_memory() {
+    const SIZE: usize = 200 << 20;
+    let authority = Authority::new(32).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let before = server.resident();
+    for chunked in [false, true] {
+        for content_type in ["application/x-apple-aspen-mdm-checkin", "application/xml"] {
+            let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+            let length = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {SIZE}") };
+            let head = format!("PUT /mdm HTTP/1.1\r\nHost: x\r\nMdm-Signature: AAAA\r\nContent-Type: {content_type}\r\n{length}\r\n\r\n");
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let (mut reader, mut writer) = stream.split();
+            let send = async {
+                let block = vec![b'x'; 1 << 20];
+                let mut sent = 0;
+                while sent < SIZE {
+                    let wrote = async {
+                        if chunked {
+                            writer.write_all(format!("{:x}\r\n", block.len()).as_bytes()).await?;
+                        }
+                        writer.write_all(&block).await?;
+                        if chunked { writer.write_all(b"\r\n").await } else { Ok(()) }
+                    };
+                    // A server that stops reading at some time is in its right; the answer must have come through all the same.
+                    if wrote.await.is_err() {
+                        break;
+                    }
+                    sent += block.len();
+                }
+                if chunked {
+                    let _ = writer.write_all(b"0\r\n\r\n").await;
+                }
+            };
+            let receive = async {
+                let mut head = [0; 12];
+                reader.read_exact(&mut head).await.unwrap();
+                String::from_utf8_lossy(&head).into_owned()
+            };
+            let ((), head) = tokio::join!(send, receive);
+            assert_eq!(head, "HTTP/1.1 413", "chunked: {chunked}, {content_type}");
+        }
+    }
+    let risen = server.resident().saturating_sub(before);
+    assert!(risen < 64 << 20, "resident memory rose by {} MiB", risen >> 20);
+}
+
+#[tokio::test]
+async fn no_error_of_a_device_route_could_un_enroll_a_device() {
+    let authority = Authority::new(33).unwrap();
+    let stranger = Authority::new(34).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut connection = connect(&server);
+    let header = |name: &'static str, value: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        headers
+    };
+    let mut answers = Vec::new();
+    let foreign = Device::new(&stranger, 1).unwrap().identity.rfc9440();
+    let header_sets = [
+        HeaderMap::new(),
+        header("mdm-signature", "garbage!"),
+        header("mdm-signature", "AAAA"),
+        header("client-cert", &foreign),
+        header("authorization", "Basic AAAA"),
+        header("content-type", "application/x-apple-aspen-mdm-checkin"),
+        header("content-encoding", "br"),
+    ];
+    for path in ["/mdm", "/checkin", "/mdm?x=1", "/mdm/", "/checkin/more", "/authproxy/x"] {
+        for method in [Method::PUT, Method::POST, Method::GET, Method::DELETE, Method::HEAD] {
+            for headers in &header_sets {
+                let answer = connection.request(method.clone(), path.parse().unwrap(), headers.clone(), Bytes::from_static(b"<x/>")).await;
+                answers.push((format!("{method} {path} {headers:?}"), answer.unwrap()));
+            }
+        }
+    }
+    // Signed, by the right and by a strange authority.
+    for authority in [&authority, &stranger] {
+        let mut device = Device::new(authority, 7).unwrap();
+        let messages = [device.idle(), device.check_out(), device.token_update(), device.get_token("x"), device.user_authenticate(None)];
+        for message in messages {
+            let message = message.unwrap();
+            answers.push((message.name().to_owned(), device.send(&mut connection, message).await.unwrap()));
+        }
+    }
+    for (case, answer) in answers {
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        assert!(answer.status != StatusCode::UNAUTHORIZED && answer.status != StatusCode::FORBIDDEN, "{case}: {}", answer.status);
+        assert!(answer.status.is_client_error(), "{case}: {}", answer.status);
+        assert!(!body.contains("com.apple") && !answer.headers.contains_key("www-authenticate"), "{case}: {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_decoded_and_a_bomb_is_not() {
+    use std::io::Write as _;
+    let authority = Authority::new(35).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = connect(&server);
+    device.enroll(&mut connection).await.unwrap();
+    let gzip = |body: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(body).unwrap();
+        Bytes::from(encoder.finish().unwrap())
+    };
+    let idle = device.idle().unwrap();
+    let mut prepared = device.prepare(idle).unwrap();
+    prepared.headers.insert("content-encoding", HeaderValue::from_static("gzip"));
+    prepared.message.body = gzip(&prepared.message.body);
+    assert_eq!(device.transmit(&mut connection, &prepared).await.unwrap().status, StatusCode::OK);
+    prepared.message.body = gzip(&vec![b' '; 40 << 20]);
+    assert_eq!(device.transmit(&mut connection, &prepared).await.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
+    prepared.message.body = Bytes::from_static(b"no gzip at all");
+    assert_eq!(device.transmit(&mut connection, &prepared).await.unwrap().status, StatusCode::BAD_REQUEST);
+}

@@ -1,0 +1,204 @@
+//! What clients of NanoMDM see under `/v1`. docs/nanomdm.md says what is kept and what is corrected.
+
+use http::{Method, StatusCode};
+use wasmdm_simulator::message::command_document;
+use wasmdm_simulator::{Authority, Connection, Device};
+
+use crate::api::{basic, call, call_as, json, text};
+use crate::process::{API_KEY, Home, ServerProcess};
+
+fn command(uuid: &str) -> bytes::Bytes {
+    command_document(uuid, "ProfileList", plist::Dictionary::new()).unwrap()
+}
+
+async fn enrolled(server: &ServerProcess, authority: &Authority, number: u64) -> Device {
+    let mut device = Device::new(authority, number).unwrap();
+    device.enroll(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
+    device
+}
+
+#[tokio::test]
+async fn the_api_key_is_asked_for_as_nanomdm_asks() {
+    let home = Home::without_authority();
+    let server = home.start();
+    for authorization in ["", &basic("nanomdm", "wrong"), &basic("root", API_KEY), "Basic !", &format!("Bearer {API_KEY}")] {
+        let answer = call_as(&server, Method::GET, "/v1/push/A", "", authorization).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{authorization}");
+        assert_eq!(answer.headers["www-authenticate"], "Basic realm=\"nanomdm\"");
+        assert_eq!(text(&answer), "Unauthorized\n");
+    }
+    let answer = call_as(&server, Method::GET, "/v1/push/A", "", &basic("micromdm", API_KEY)).await;
+    assert_ne!(answer.status, StatusCode::UNAUTHORIZED);
+    let version = call_as(&server, Method::GET, "/version", "", "").await;
+    assert_eq!(text(&version), format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION")));
+    let nothing = call_as(&server, Method::GET, "/nope", "", "").await;
+    assert_eq!((nothing.status, text(&nothing).as_str()), (StatusCode::NOT_FOUND, "404 page not found\n"));
+}
+
+#[tokio::test]
+async fn an_enqueue_without_push_answers_to_the_byte_as_nanomdm() {
+    let authority = Authority::new(21).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let device = enrolled(&server, &authority, 1).await;
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{}?nopush=1", device.id()), command("C-2")).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.headers["content-type"], "application/json");
+    assert_eq!(text(&answer), "{\n\t\"no_push\": true,\n\t\"command_uuid\": \"C-2\",\n\t\"request_type\": \"ProfileList\"\n}\n");
+}
+
+#[tokio::test]
+async fn each_id_has_its_own_outcome() {
+    let authority = Authority::new(22).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let (one, two) = (enrolled(&server, &authority, 1).await, enrolled(&server, &authority, 2).await);
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{},NOPE,{}?nopush=1", one.id(), two.id()), command("C")).await;
+    assert_eq!(answer.status, StatusCode::MULTI_STATUS);
+    let result = json(&answer);
+    assert_eq!(result["status"].as_object().unwrap().keys().collect::<Vec<_>>(), ["NOPE"]);
+    assert!(result["status"]["NOPE"]["command_error"].is_string());
+    for mut device in [one, two] {
+        let session = device.poll_until_idle(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
+        assert_eq!(session.commands.len(), 1);
+    }
+    let nobody = call(&server, Method::PUT, "/v1/enqueue/NOPE?nopush=1", command("D")).await;
+    assert_eq!(nobody.status, StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+#[tokio::test]
+async fn no_push_success_is_invented() {
+    let authority = Authority::new(23).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let device = enrolled(&server, &authority, 1).await;
+    // `nopush=0` and an empty value push; the command is queued, so a failed push is no 500.
+    for (number, query) in ["", "?nopush=0", "?nopush="].into_iter().enumerate() {
+        let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{}{query}", device.id()), command(&format!("C-{number}"))).await;
+        assert_eq!(answer.status, StatusCode::MULTI_STATUS, "{query}");
+        let result = json(&answer);
+        assert!(result.get("no_push").is_none());
+        assert!(result["status"][device.id()]["push_error"].as_str().unwrap().contains("no push certificate for topic"));
+        assert!(result["status"][device.id()].get("push_result").is_none());
+    }
+    let answer = call(&server, Method::GET, &format!("/v1/push/{},NOPE", device.id()), "").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(json(&answer)["status"]["NOPE"]["push_error"].as_str().unwrap().contains("not enrolled"));
+}
+
+#[tokio::test]
+async fn a_bad_command_is_a_400_that_names_the_key_and_queues_nothing() {
+    let authority = Authority::new(24).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = enrolled(&server, &authority, 1).await;
+    let without = |key: &str| {
+        let text = String::from_utf8(command("C").to_vec()).unwrap();
+        text.replace(&format!("<key>{key}</key>"), "<key>Other</key>")
+    };
+    for (body, named) in [
+        ("not a plist".to_owned(), None),
+        (without("CommandUUID"), Some("CommandUUID")),
+        (without("RequestType"), Some("RequestType")),
+        (without("Command"), Some("Command")),
+    ] {
+        let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{}?nopush=1", device.id()), body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{named:?}");
+        let error = json(&answer)["command_error"].as_str().unwrap().to_owned();
+        assert!(named.is_none_or(|key| error.contains(key)), "{error}");
+    }
+    for path in ["/v1/enqueue/", "/v1/enqueue/,,", "/v1/push/"] {
+        assert_eq!(call(&server, Method::PUT, path, command("C")).await.status, StatusCode::BAD_REQUEST, "{path}");
+    }
+    assert!(device.poll_until_idle(&mut Connection::to(&server.url()).unwrap()).await.unwrap().commands.is_empty());
+}
+
+#[tokio::test]
+async fn the_same_command_again_is_no_second_command_and_another_under_its_uuid_is_refused() {
+    let authority = Authority::new(25).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = enrolled(&server, &authority, 1).await;
+    // A client that lost the answer sends the same again; and an id may stand in the list twice.
+    for _ in 0..2 {
+        let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{0},{0}?nopush=1", device.id()), command("C")).await;
+        assert_eq!(answer.status, StatusCode::OK);
+    }
+    let other = command_document("C", "DeviceLock", plist::Dictionary::new()).unwrap();
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{}?nopush=1", device.id()), other).await;
+    assert_eq!(answer.status, StatusCode::CONFLICT);
+    assert!(json(&answer)["command_error"].as_str().unwrap().contains("CommandUUID"));
+    let session = device.poll_until_idle(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
+    assert_eq!(session.commands.iter().map(|command| command.request_type.as_str()).collect::<Vec<_>>(), ["ProfileList"]);
+}
+
+#[tokio::test]
+async fn a_command_reaches_the_device_to_the_byte_as_it_was_queued() {
+    let authority = Authority::new(26).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = enrolled(&server, &authority, 1).await;
+    let odd = format!("\n<!-- by hand -->{}   \n", String::from_utf8(command("C").to_vec()).unwrap().replace("<?xml version=\"1.0\" encoding=\"UTF-8\"?>", ""));
+    let answer = call(&server, Method::POST, &format!("/v1/enqueue/{}?nopush=1", device.id()), odd.clone()).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", text(&answer));
+    let idle = device.idle().unwrap();
+    let delivered = device.send(&mut Connection::to(&server.url()).unwrap(), idle).await.unwrap();
+    assert_eq!(text(&delivered), odd);
+    assert_eq!(delivered.headers["content-type"], "text/xml; charset=utf-8");
+}
+
+#[tokio::test]
+async fn push_certificates_are_checked_stored_and_shown() {
+    let home = Home::without_authority();
+    let server = home.start();
+    let topic = "com.apple.mgmt.External.0f0f0f0f-1111-2222-3333-444444444444";
+    let (certificate, key) = push_certificate(Some(topic), 2030);
+    let (_, other_key) = push_certificate(Some(topic), 2030);
+    let (no_topic, its_key) = push_certificate(None, 2030);
+    let (expired, expired_key) = push_certificate(Some(topic), 2020);
+    let put = |body: String| {
+        let server = &server;
+        async move { call(server, Method::PUT, "/v1/pushcert", body).await }
+    };
+    for (body, reason) in [
+        (String::new(), "PEM"),
+        (certificate.clone(), "PRIVATE KEY"),
+        (key.clone(), "CERTIFICATE"),
+        (format!("{certificate}{other_key}"), "not the certificate's"),
+        (format!("{no_topic}{its_key}"), "user id"),
+        (format!("{expired}{expired_key}"), "expired"),
+    ] {
+        let answer = put(body).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{reason}");
+        assert!(json(&answer)["error"].as_str().unwrap().contains(reason), "{}", text(&answer));
+    }
+    let shown = |topic: &str| {
+        let path = format!("/v1/pushcert?topic={topic}");
+        let server = &server;
+        async move { call(server, Method::GET, &path, "").await }
+    };
+    assert_eq!(shown(topic).await.status, StatusCode::NOT_FOUND, "nothing wrong was stored");
+    assert_eq!(call(&server, Method::GET, "/v1/pushcert", "").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(call(&server, Method::POST, "/v1/pushcert", "").await.status, StatusCode::METHOD_NOT_ALLOWED);
+
+    // Put together without a newline between, as some do.
+    let stored = put(format!("{}{key}", certificate.trim_end())).await;
+    assert_eq!(stored.status, StatusCode::OK, "{}", text(&stored));
+    let expected = format!("{{\n\t\"not_after\": \"2030-01-01T00:00:00Z\",\n\t\"topic\": \"{topic}\"\n}}\n");
+    assert_eq!(text(&stored), expected);
+    assert_eq!(text(&shown(topic).await), expected);
+}
+
+fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
+    use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "APSP:test");
+    if let Some(topic) = topic {
+        params.distinguished_name.push(DnType::CustomDnType(vec![0, 9, 2342, 19_200_300, 100, 1, 1]), DnValue::Utf8String(topic.to_owned()));
+    }
+    params.not_before = rcgen::date_time_ymd(2019, 1, 1);
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}

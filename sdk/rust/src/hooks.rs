@@ -1,0 +1,93 @@
+//! The hooks that the server calls, one trait each, and the macro that exports them.
+
+/// Called once per tenant before a new version or configuration of the plugin becomes active.
+///
+/// `validate_config` gets the configuration as a JSON document. The message of a failure reaches the operator, and the
+/// version that is active stays active.
+pub use crate::bindings::lifecycle::exports::wasmdm::plugin::lifecycle::Guest as Lifecycle;
+
+/// Decides whether a device may enroll, before anything about it is stored.
+///
+/// `decide` gets the candidate with its facts, the Authenticate message (redacted), and whether the enrollment is known
+/// already. A deny is answered with 403; a failure with 503, and the device tries again.
+pub use crate::bindings::enrollment_policy::exports::wasmdm::plugin::enrollment_policy::Guest as EnrollmentPolicy;
+
+/// Answers events with commands for the enrollment that the event is about.
+///
+/// The returned commands are the only effect of `generate`, and are queued once per event however often it is delivered.
+pub use crate::bindings::event_commands::exports::wasmdm::plugin::event_commands::Guest as EventCommands;
+
+/// Gets subscribed events for their side effects: at least once each, in order per device.
+pub use crate::bindings::event_sink::exports::wasmdm::plugin::event_sink::Guest as EventSink;
+
+/// Gets the ticks of the manifest's cron entries (`who` is absent) and the timers that the plugin has set.
+pub use crate::bindings::schedule::exports::wasmdm::plugin::schedule::Guest as Schedule;
+
+/// Exports hooks from a plugin: the type that implements them, then the traits.
+///
+/// Only what is named here is exported, so name every hook that the plugin implements. Built natively, the macro just
+/// checks that the traits are implemented.
+///
+/// ```
+/// use wasmdm_plugin::{CallInfo, Event, EventSink, Failure, Lifecycle};
+///
+/// struct Mine;
+///
+/// impl Lifecycle for Mine {
+///     fn validate_config(_: CallInfo, _document: String) -> Result<(), Failure> {
+///         Ok(())
+///     }
+/// }
+///
+/// impl EventSink for Mine {
+///     fn handle(_: CallInfo, occurrence: Event) -> Result<(), Failure> {
+///         wasmdm_plugin::info!("{} happened", occurrence.topic);
+///         Ok(())
+///     }
+/// }
+///
+/// wasmdm_plugin::export!(Mine: Lifecycle, EventSink);
+/// # fn main() {}
+/// ```
+///
+/// ```compile_fail
+/// struct Mine;
+/// wasmdm_plugin::export!(Mine: EventSink); // EventSink is not implemented
+/// # fn main() {}
+/// ```
+#[macro_export]
+macro_rules! export {
+    ($plugin:ident : $($hook:ident),+ $(,)?) => {
+        $( $crate::__export_hook!($plugin, $hook); )+
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_hook {
+    ($plugin:ident, Lifecycle) => { $crate::__export_in!($plugin, lifecycle, Lifecycle); };
+    ($plugin:ident, EnrollmentPolicy) => { $crate::__export_in!($plugin, enrollment_policy, EnrollmentPolicy); };
+    ($plugin:ident, EventCommands) => { $crate::__export_in!($plugin, event_commands, EventCommands); };
+    ($plugin:ident, EventSink) => { $crate::__export_in!($plugin, event_sink, EventSink); };
+    ($plugin:ident, Schedule) => { $crate::__export_in!($plugin, schedule, Schedule); };
+    ($plugin:ident, $other:ident) => {
+        compile_error!(concat!(
+            "`", stringify!($other), "` is no hook: there are Lifecycle, EnrollmentPolicy, EventCommands, EventSink and Schedule"
+        ));
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_in {
+    ($plugin:ident, $module:ident, $trait:ident) => {
+        // The exported symbols contain `#`, which native linkers refuse.
+        #[cfg(target_family = "wasm")]
+        $crate::bindings::$module::export!($plugin with_types_in $crate::bindings::$module);
+        #[cfg(not(target_family = "wasm"))]
+        const _: () = {
+            const fn implements<Plugin: $crate::hooks::$trait>() {}
+            implements::<$plugin>();
+        };
+    };
+}

@@ -1,0 +1,27 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn wit_files(folder: &Path) -> BTreeMap<String, String> {
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wit"))
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read_to_string(path).unwrap())
+        })
+        .collect()
+}
+
+// `path: "../../wit"` would not survive packaging, so the SDK has a copy.
+#[test]
+fn the_copy_of_the_contract_is_the_contract() {
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let contract = wit_files(&sdk.join("../../wit"));
+    assert!(!contract.is_empty());
+    assert_eq!(
+        wit_files(&sdk.join("wit")),
+        contract,
+        "copy wit/*.wit to sdk/rust/wit"
+    );
+}

@@ -1,0 +1,4 @@
+//! The SDK as a plugin author uses it.
+
+mod capabilities;
+mod contract;
