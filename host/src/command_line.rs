@@ -22,7 +22,7 @@ enum Command {
     /// Show the product in a minute: simulated devices, plugins, one of them swapped half way
     Demo(command::demo::DemoOptions),
     /// Simulate devices against any MDM server
-    Simulate(Box<wasmdm_simulator::cli::SimulateArguments>),
+    Simulate(Box<command::simulate::SimulateOptions>),
     /// Work on plugins
     #[command(subcommand)]
     Plugin(command::plugin::PluginCommand),

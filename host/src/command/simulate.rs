@@ -3,13 +3,33 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use clap::Args;
+use wasmdm_simulator::Authority;
 use wasmdm_simulator::cli::{SimulateArguments, simulate};
 
-/// Runs the devices and prints the report; exit code 1 if there were errors that nobody asked for.
-pub async fn run(arguments: SimulateArguments) -> anyhow::Result<ExitCode> {
-    let as_json = arguments.json;
-    let report = simulate(arguments).await?;
-    let text = if as_json { serde_json::to_string_pretty(&report)? } else { report.to_string() };
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(if report.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+/// Simulate devices against any MDM server.
+#[derive(Debug, Args)]
+pub struct SimulateOptions {
+    #[command(flatten)]
+    arguments: SimulateArguments,
+
+    /// Only make the devices' authority in --ca-dir: DIR/root.pem is for the server's --ca
+    #[arg(long, requires = "ca_dir")]
+    make_ca: bool,
+}
+
+/// Runs the devices and prints the report; exit code 1 if there were problems.
+pub async fn run(options: SimulateOptions) -> anyhow::Result<ExitCode> {
+    let SimulateOptions { arguments, make_ca } = options;
+    let mut out = std::io::stdout();
+    if make_ca {
+        let directory = arguments.ca_dir.clone().context("ca-dir: it is missing")?;
+        Authority::load_or_create(&directory, arguments.seed, arguments.key_type, usize::from(arguments.keys))?;
+        writeln!(out, "{}", directory.join("root.pem").display())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = simulate(arguments.clone()).await?;
+    write!(out, "{}", arguments.present(&report))?;
+    Ok(if report.is_success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

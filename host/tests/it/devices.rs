@@ -8,7 +8,7 @@ use crate::api::enqueue;
 use crate::process::{Home, ServerProcess};
 
 fn with_behaviour(authority: &Authority, number: u64, behaviour: Behaviour) -> Device {
-    Device::with_options(authority, number, &DeviceOptions { behaviour, ..DeviceOptions::default() }).unwrap()
+    Device::with_options(authority, number, DeviceOptions { behaviour, ..DeviceOptions::default() }).unwrap()
 }
 
 fn connect(server: &ServerProcess) -> Connection {
@@ -22,7 +22,7 @@ async fn a_device_of_each_kind_enrolls_and_answers_a_command() {
     let server = home.start();
     for (number, kind) in EnrollmentKind::ALL.into_iter().enumerate() {
         let options = DeviceOptions { kind: Some(kind), ..DeviceOptions::default() };
-        let mut device = Device::with_options(&authority, number as u64, &options).unwrap();
+        let mut device = Device::with_options(&authority, number as u64, options).unwrap();
         let mut connection = connect(&server);
         device.enroll(&mut connection).await.unwrap();
         enqueue(&server, &device.id(), &format!("command-{number}"), "DeviceInformation").await;
@@ -209,7 +209,7 @@ async fn what_nobody_serves_yet_is_answered_by_the_table() {
     let home = Home::new(&authority.root_pem());
     let server = home.start();
     let options = DeviceOptions { kind: Some(EnrollmentKind::User), ..DeviceOptions::default() };
-    let mut user = Device::with_options(&authority, 1, &options).unwrap();
+    let mut user = Device::with_options(&authority, 1, options.clone()).unwrap();
     let mut connection = connect(&server);
     user.enroll(&mut connection).await.unwrap();
     let expected = [
@@ -234,7 +234,7 @@ async fn a_certificate_header_is_believed_only_from_a_trusted_proxy() {
     for (proxy, status) in [("127.0.0.1", StatusCode::OK), ("10.0.0.0/8", StatusCode::BAD_REQUEST)] {
         let home = Home::new(&authority.root_pem()).with(&["--cert-header", "Client-Cert", "--trusted-proxy", proxy]);
         let server = home.start();
-        let mut device = Device::with_options(&authority, 1, &options).unwrap();
+        let mut device = Device::with_options(&authority, 1, options.clone()).unwrap();
         let authenticate = device.authenticate().unwrap();
         let mut connection = connect(&server);
         assert_eq!(device.send(&mut connection, authenticate).await.unwrap().status, status, "{proxy}");

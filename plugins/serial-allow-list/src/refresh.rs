@@ -29,7 +29,8 @@ pub(crate) struct Status {
 /// Fetches the lists that are due.
 ///
 /// A failure of this hook discards what the call wrote, so an address that does not answer fails the call only if the call
-/// wrote nothing; otherwise it stays due and the next tick tries it again.
+/// wrote nothing; otherwise it stays due and the next tick tries it again. Nor does a failure that trying again cannot cure:
+/// a dead letter each minute would help nobody, the log says it.
 pub(crate) fn refresh_due_lists() -> Result<(), Failure> {
     let urls = settings::urls()?;
     let interval = settings::refresh_interval_ms()?;
@@ -45,8 +46,12 @@ pub(crate) fn refresh_due_lists() -> Result<(), Failure> {
         }
     }
     match failed {
-        Some(failure) if !wrote => Err(failure),
-        None if !wrote => stored_list::forget_one_other(&urls),
+        Some(failure) if !wrote && failure.retryable => Err(failure),
+        None if !wrote => match stored_list::forget_one_other(&urls) {
+            // Without an address no key-values are needed, and the operator may have granted none.
+            Err(failure) if failure.code == "denied" && urls.is_empty() => Ok(()),
+            forgotten => forgotten,
+        },
         _ => Ok(()),
     }
 }
@@ -62,8 +67,12 @@ fn refresh_if_due(url: &str, interval: u64) -> Result<bool, Failure> {
     }
     let first = status.is_none();
     let status = status.unwrap_or_default();
-    let response = fetch(url, status.etag.as_deref())?;
-    let status = take(url, &response, status)?;
+    let status = match fetch(url, status.etag.as_deref()) {
+        Ok(response) => take(url, &response, status)?,
+        Err(failure) if failure.retryable => return Err(failure),
+        // Too long, or not granted: no better in a minute.
+        Err(failure) => Status { problem: Some(failure.message), ..status },
+    };
     if let Some(problem) = &status.problem {
         error!("The list of {url} was not used, the one before stays: {problem}"; url = url);
     }
@@ -301,6 +310,29 @@ mod tests {
         host.set_config(json!({ "serial_numbers": ["C02AAA"] }));
         tick(&host).unwrap();
         assert!(host.pairs().is_empty(), "{:?}", host.pairs().keys());
+    }
+
+    #[test]
+    fn an_answer_that_the_host_refuses_is_not_asked_for_again_each_minute() {
+        let host = host_with_url();
+        host.respond(mock::response(200, "C02AAA\n"));
+        tick(&host).unwrap();
+        host.advance(15 * MINUTE);
+        host.respond(mock::response(200, "C".repeat(2 * 1024 * 1024)));
+        tick(&host).unwrap();
+        host.advance(MINUTE);
+        tick(&host).unwrap();
+        assert_eq!(host.requests().len(), 2);
+        assert_eq!(listed("C02AAA"), Some(true));
+    }
+
+    #[test]
+    fn without_an_address_nothing_needs_to_be_granted() {
+        let host = mock::Host::new();
+        host.set_config(json!({ "serial_numbers": ["C02AAA"] }));
+        host.refuse("kv", Failure::new("denied", "not granted"));
+        host.refuse("http", Failure::new("denied", "not granted"));
+        assert_eq!(tick(&host), Ok(()));
     }
 
     #[test]

@@ -15,6 +15,7 @@ struct Settings {
     serial_numbers: Option<Vec<String>>,
     url: Option<Urls>,
     refresh_minutes: Option<u32>,
+    #[expect(dead_code, reason = "read on its own in the policy; here its form is checked")]
     without_serial: Option<WithoutSerial>,
 }
 
@@ -108,7 +109,7 @@ mod tests {
     use super::validate;
     use serde_json::json;
 
-    fn problem(document: serde_json::Value) -> Option<String> {
+    fn problem(document: &serde_json::Value) -> Option<String> {
         validate(&document.to_string()).err().map(|failure| failure.message)
     }
 
@@ -120,7 +121,7 @@ mod tests {
             json!({ "url": "https://lists.example/a", "refresh_minutes": 1 }),
             json!({ "url": ["https://lists.example/a", "https://lists.example/b"] }),
         ] {
-            assert_eq!(problem(document.clone()), None, "{document}");
+            assert_eq!(problem(&document), None, "{document}");
         }
     }
 
@@ -135,7 +136,7 @@ mod tests {
             (json!({ "url": ["https://a", "https://b", "https://c", "https://d", "https://e"] }), "url"),
             (json!({ "url": "https://a", "refresh_minutes": 0 }), "refresh_minutes"),
         ] {
-            let message = problem(document.clone()).unwrap_or_default();
+            let message = problem(&document).unwrap_or_default();
             assert!(message.contains(key), "{document}: {message}");
         }
     }

@@ -3,14 +3,7 @@
 //! A world with all hooks would force every plugin to implement all of them, because an exported interface is all or
 //! nothing. The hooks' worlds share the types of the first one; the linker merges what a plugin really uses.
 
-#![expect(
-    clippy::all,
-    clippy::pedantic,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "generated code that lowers and lifts values through raw memory"
-)]
+#![expect(clippy::pedantic, reason = "generated code")]
 
 pub mod capabilities {
     wit_bindgen::generate!({
@@ -35,23 +28,8 @@ macro_rules! hook {
     };
 }
 
-hook!(
-    lifecycle,
-    "package wasmdm:sdk; world lifecycle { export wasmdm:plugin/lifecycle@0.1.0; }"
-);
-hook!(
-    enrollment_policy,
-    "package wasmdm:sdk; world enrollment-policy { export wasmdm:plugin/enrollment-policy@0.1.0; }"
-);
-hook!(
-    event_commands,
-    "package wasmdm:sdk; world event-commands { export wasmdm:plugin/event-commands@0.1.0; }"
-);
-hook!(
-    event_sink,
-    "package wasmdm:sdk; world event-sink { export wasmdm:plugin/event-sink@0.1.0; }"
-);
-hook!(
-    schedule,
-    "package wasmdm:sdk; world schedule { export wasmdm:plugin/schedule@0.1.0; }"
-);
+hook!(lifecycle, "package wasmdm:sdk; world lifecycle { export wasmdm:plugin/lifecycle@0.1.0; }");
+hook!(enrollment_policy, "package wasmdm:sdk; world enrollment-policy { export wasmdm:plugin/enrollment-policy@0.1.0; }");
+hook!(event_commands, "package wasmdm:sdk; world event-commands { export wasmdm:plugin/event-commands@0.1.0; }");
+hook!(event_sink, "package wasmdm:sdk; world event-sink { export wasmdm:plugin/event-sink@0.1.0; }");
+hook!(schedule, "package wasmdm:sdk; world schedule { export wasmdm:plugin/schedule@0.1.0; }");

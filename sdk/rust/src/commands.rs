@@ -22,7 +22,7 @@ pub fn enqueue(targets: &[&str], command: &NewCommand) -> Result<Vec<Outcome>, F
     host::commands::enqueue(&targets, command)
 }
 
-/// Queues a command for one enrollment. Returns its CommandUUID.
+/// Queues a command for one enrollment. Returns its `CommandUUID`.
 pub fn enqueue_for(target: &str, command: &NewCommand) -> Result<String, Failure> {
     let outcome = enqueue(&[target], command)?.into_iter().next();
     let outcome = outcome.ok_or_else(|| Failure::new("internal", "no outcome for the target"))?;
@@ -59,21 +59,14 @@ impl NewCommand {
         Self::new(CommandBody::AsJson(command.to_string()))
     }
 
-    /// A command from a whole document as `/v1/enqueue` takes it. The host replaces its CommandUUID.
+    /// A command from a whole document as `/v1/enqueue` takes it. The host replaces its `CommandUUID`.
     pub fn plist(document: impl Into<Vec<u8>>) -> Self {
         Self::new(CommandBody::AsPlist(document.into()))
     }
 
     fn new(body: CommandBody) -> Self {
-        let options = CommandOptions {
-            idempotency_key: None,
-            collapse_key: None,
-            priority: 0,
-            not_before: None,
-            expires_at: None,
-            push: true,
-            extra: None,
-        };
+        let options =
+            CommandOptions { idempotency_key: None, collapse_key: None, priority: 0, not_before: None, expires_at: None, push: true, extra: None };
         Self { body, options }
     }
 
@@ -130,9 +123,7 @@ impl NewCommand {
 }
 
 /// `DeviceInformation` with its `Queries`.
-pub fn device_information<Query: Into<String>>(
-    queries: impl IntoIterator<Item = Query>,
-) -> NewCommand {
+pub fn device_information<Query: Into<String>>(queries: impl IntoIterator<Item = Query>) -> NewCommand {
     let queries: Vec<String> = queries.into_iter().map(Into::into).collect();
     NewCommand::json(&json!({ "RequestType": "DeviceInformation", "Queries": queries }))
 }

@@ -6,11 +6,7 @@ use crate::Decision;
 
 impl Decision {
     fn verdict(verdict: &str) -> Self {
-        Self {
-            verdict: verdict.to_owned(),
-            reason: None,
-            detail: None,
-        }
+        Self { verdict: verdict.to_owned(), reason: None, detail: None }
     }
 
     /// No opinion: the other plugins decide, and if all abstain the device may enroll.
@@ -31,18 +27,12 @@ impl Decision {
     /// assert_eq!((decision.verdict.as_str(), decision.reason.as_deref()), ("deny", Some("not one of ours")));
     /// ```
     pub fn deny(reason: impl Into<String>) -> Self {
-        Self {
-            reason: Some(reason.into()),
-            ..Self::verdict("deny")
-        }
+        Self { reason: Some(reason.into()), ..Self::verdict("deny") }
     }
 
     /// The device enrolls, but gets only commands of a person or of this plugin until it is released.
     pub fn quarantine(reason: impl Into<String>) -> Self {
-        Self {
-            reason: Some(reason.into()),
-            ..Self::verdict("quarantine")
-        }
+        Self { reason: Some(reason.into()), ..Self::verdict("quarantine") }
     }
 
     /// The same, with tags that the enrollment gets once it is stored.

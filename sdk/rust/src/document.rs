@@ -72,8 +72,7 @@ impl Enrollment {
 
     /// The facts as a type of the plugin's own, which names only what the plugin needs.
     pub fn facts_as<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_str(&self.facts)
-            .map_err(|error| Failure::from(error).context("reading the enrollment's facts"))
+        serde_json::from_str(&self.facts).map_err(|error| Failure::from(error).context("reading the enrollment's facts"))
     }
 
     /// Whether this is a device's own channel rather than a user's.
@@ -90,8 +89,7 @@ impl Enrollment {
 impl Input {
     /// The document as a type. A truncated document may lack what the type needs; see [`Input::truncated`].
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_str(&self.body)
-            .map_err(|error| Failure::from(error).context("reading the input"))
+        serde_json::from_str(&self.body).map_err(|error| Failure::from(error).context("reading the input"))
     }
 }
 
@@ -113,11 +111,12 @@ pub struct EventData {
 #[serde(default)]
 #[non_exhaustive]
 pub struct CommandData {
-    /// Its CommandUUID.
+    /// Its `CommandUUID`.
     pub uuid: String,
     /// `DeviceInformation`.
     pub request_type: String,
-    /// The state that the event tells of: `acknowledged`, `not-now`, ….
+    /// The `Status` of the device's report (`Acknowledged`, `NotNow`, …), or what happened without one: `queued`, `sent`,
+    /// `expired`, `cancelled`.
     pub status: String,
     /// The device's report, redacted, with Apple's keys.
     pub report: Option<Value>,

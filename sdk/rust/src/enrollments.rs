@@ -48,11 +48,7 @@ pub struct Filter {
 /// # Ok(())
 /// # }
 /// ```
-pub fn query(
-    filter: &Filter,
-    cursor: Option<&str>,
-    limit: u32,
-) -> Result<(Vec<Enrollment>, Option<String>), Failure> {
+pub fn query(filter: &Filter, cursor: Option<&str>, limit: u32) -> Result<(Vec<Enrollment>, Option<String>), Failure> {
     let filter: Value = serde_json::to_value(filter)?;
     let page = host::enrollments::query(&filter.to_string(), cursor, limit)?;
     Ok((page.found, page.cursor))

@@ -14,13 +14,7 @@ impl Failure {
     /// assert!(failure.retryable);
     /// ```
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
-        Self {
-            code: code.into(),
-            message: message.into(),
-            retryable: false,
-            retry_after_ms: None,
-            detail: None,
-        }
+        Self { code: code.into(), message: message.into(), retryable: false, retry_after_ms: None, detail: None }
     }
 
     /// Something that was given is wrong and stays so: an event that fails this way becomes a dead letter at once.

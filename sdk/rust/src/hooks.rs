@@ -65,14 +65,26 @@ macro_rules! export {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_hook {
-    ($plugin:ident, Lifecycle) => { $crate::__export_in!($plugin, lifecycle, Lifecycle); };
-    ($plugin:ident, EnrollmentPolicy) => { $crate::__export_in!($plugin, enrollment_policy, EnrollmentPolicy); };
-    ($plugin:ident, EventCommands) => { $crate::__export_in!($plugin, event_commands, EventCommands); };
-    ($plugin:ident, EventSink) => { $crate::__export_in!($plugin, event_sink, EventSink); };
-    ($plugin:ident, Schedule) => { $crate::__export_in!($plugin, schedule, Schedule); };
+    ($plugin:ident, Lifecycle) => {
+        $crate::__export_in!($plugin, lifecycle, Lifecycle);
+    };
+    ($plugin:ident, EnrollmentPolicy) => {
+        $crate::__export_in!($plugin, enrollment_policy, EnrollmentPolicy);
+    };
+    ($plugin:ident, EventCommands) => {
+        $crate::__export_in!($plugin, event_commands, EventCommands);
+    };
+    ($plugin:ident, EventSink) => {
+        $crate::__export_in!($plugin, event_sink, EventSink);
+    };
+    ($plugin:ident, Schedule) => {
+        $crate::__export_in!($plugin, schedule, Schedule);
+    };
     ($plugin:ident, $other:ident) => {
         compile_error!(concat!(
-            "`", stringify!($other), "` is no hook: there are Lifecycle, EnrollmentPolicy, EventCommands, EventSink and Schedule"
+            "`",
+            stringify!($other),
+            "` is no hook: there are Lifecycle, EnrollmentPolicy, EventCommands, EventSink and Schedule"
         ));
     };
 }

@@ -37,14 +37,7 @@ pub fn post(url: impl Into<String>) -> Request {
 
 /// A request of any method.
 pub fn request(method: impl Into<String>, url: impl Into<String>) -> Request {
-    Request {
-        method: method.into(),
-        url: url.into(),
-        url_template: false,
-        headers: Vec::new(),
-        body: None,
-        timeout_ms: None,
-    }
+    Request { method: method.into(), url: url.into(), url_template: false, headers: Vec::new(), body: None, timeout_ms: None }
 }
 
 impl Request {
@@ -68,11 +61,7 @@ impl Request {
     }
 
     fn add_header(mut self, name: String, value: String, template: bool) -> Self {
-        self.headers.push(Header {
-            name,
-            value,
-            template,
-        });
+        self.headers.push(Header { name, value, template });
         self
     }
 
@@ -86,9 +75,7 @@ impl Request {
     /// Sets the body to a JSON document, and its content type.
     pub fn json<T: Serialize>(self, document: &T) -> Result<Self, Failure> {
         let body = serde_json::to_vec(document)?;
-        Ok(self
-            .header("content-type", "application/json")
-            .with_body(body))
+        Ok(self.header("content-type", "application/json").with_body(body))
     }
 
     /// Gives up after so many milliseconds, if the host's limit is not shorter.
@@ -107,22 +94,17 @@ impl Request {
 impl Response {
     /// The first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
     /// The body as text; `invalid` if it is no UTF-8.
     pub fn text(&self) -> Result<&str, Failure> {
-        std::str::from_utf8(&self.body)
-            .map_err(|error| Failure::invalid(format!("answer is no UTF-8: {error}")))
+        std::str::from_utf8(&self.body).map_err(|error| Failure::invalid(format!("answer is no UTF-8: {error}")))
     }
 
     /// The body as a type, from JSON.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::from(error).context("reading the answer"))
+        serde_json::from_slice(&self.body).map_err(|error| Failure::from(error).context("reading the answer"))
     }
 
     /// The answer if its status is 2xx, else a failure: worth another attempt after 408, 425, 429 and 5xx (honouring

@@ -56,12 +56,7 @@ pub fn put_for(key: &str, value: &[u8], ttl_seconds: u32) -> Result<String, Fail
 }
 
 /// Sets a value under a condition; `conflict` if it does not hold. Returns the new version.
-pub fn put_if(
-    key: &str,
-    value: &[u8],
-    expected: &Precondition,
-    ttl_seconds: Option<u32>,
-) -> Result<String, Failure> {
+pub fn put_if(key: &str, value: &[u8], expected: &Precondition, ttl_seconds: Option<u32>) -> Result<String, Failure> {
     host::kv::put(key, value, expected, ttl_seconds)
 }
 
@@ -72,12 +67,7 @@ pub fn remove(key: &str) -> Result<bool, Failure> {
 
 /// All pairs whose keys begin with `prefix`, in the order of the keys. Asks page by page (1,000 a page).
 pub fn scan(prefix: &str) -> Scan<'_> {
-    Scan {
-        prefix,
-        page: Vec::new().into_iter(),
-        cursor: None,
-        finished: false,
-    }
+    Scan { prefix, page: Vec::new().into_iter(), cursor: None, finished: false }
 }
 
 /// Adds to a counter, which begins at 0. Returns the new value; keep it below 2^53.

@@ -51,8 +51,7 @@ pub mod runtime;
 pub mod timers;
 
 pub use bindings::capabilities::wasmdm::plugin::types::{
-    CallInfo, CommandBody, CommandOptions, CommandStatus, Decision, Enrollment, Event, Failure,
-    Input, NewCommand,
+    CallInfo, CommandBody, CommandOptions, CommandStatus, Decision, Enrollment, Event, Failure, Input, NewCommand,
 };
 pub use config::read as config;
 pub use document::{CertificateFacts, CommandData, EventData, Facts};

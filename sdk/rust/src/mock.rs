@@ -81,7 +81,7 @@ impl Default for Limits {
 pub struct Enqueued {
     /// The enrollment.
     pub target: String,
-    /// The CommandUUID that it got.
+    /// The `CommandUUID` that it got.
     pub uuid: String,
     /// What was queued.
     pub command: NewCommand,
@@ -264,11 +264,7 @@ impl Host {
             let now = state.now;
             let live = |stored: &Stored| stored.expires_at.is_none_or(|at| now < at);
             let pairs = &state.effects.pairs;
-            pairs
-                .iter()
-                .filter(|(_, stored)| live(stored))
-                .map(|(key, stored)| (key.clone(), stored.value.clone()))
-                .collect()
+            pairs.iter().filter(|(_, stored)| live(stored)).map(|(key, stored)| (key.clone(), stored.value.clone())).collect()
         })
     }
 
@@ -293,10 +289,7 @@ impl Host {
     }
 
     /// Converts JSON to property lists.
-    pub fn on_plist_from_json(
-        &self,
-        convert: impl Fn(&[u8]) -> Result<Vec<u8>, Failure> + 'static,
-    ) {
+    pub fn on_plist_from_json(&self, convert: impl Fn(&[u8]) -> Result<Vec<u8>, Failure> + 'static) {
         with(|state| state.from_json = Some(Rc::new(convert)));
     }
 
@@ -307,12 +300,7 @@ impl Host {
 
     /// Adds or replaces an enrollment.
     pub fn add_enrollment(&self, enrollment: Enrollment) {
-        with(|state| {
-            state
-                .effects
-                .enrollments
-                .insert(enrollment.id.clone(), enrollment)
-        });
+        with(|state| state.effects.enrollments.insert(enrollment.id.clone(), enrollment));
     }
 
     /// An enrollment, with the tags that were set.
@@ -332,12 +320,7 @@ impl Host {
 
     /// Sets what the host answers about a command.
     pub fn set_command_status(&self, id: &str, status: CommandStatus) {
-        with(|state| {
-            state
-                .effects
-                .statuses
-                .insert((id.to_owned(), status.uuid.clone()), status)
-        });
+        with(|state| state.effects.statuses.insert((id.to_owned(), status.uuid.clone()), status));
     }
 
     /// The timers that are set, in the order of their names.
@@ -350,8 +333,7 @@ impl Host {
         with(|state| {
             let now = state.now;
             let timers = std::mem::take(&mut state.effects.timers);
-            let (due, later): (Vec<_>, Vec<_>) =
-                timers.into_iter().partition(|(_, timer)| timer.at <= now);
+            let (due, later): (Vec<_>, Vec<_>) = timers.into_iter().partition(|(_, timer)| timer.at <= now);
             state.effects.timers = later.into_iter().collect();
             let mut due: Vec<Timer> = due.into_iter().map(|(_, timer)| timer).collect();
             due.sort_by_key(|timer| timer.at);
@@ -367,15 +349,11 @@ impl Host {
 
 /// A call as hooks get it, with a deadline in 30 s.
 pub fn call() -> CallInfo {
-    CallInfo {
-        id: "call-1".to_owned(),
-        deadline: with(|state| state.now).saturating_add(30_000),
-        traceparent: None,
-        facts: "{}".to_owned(),
-    }
+    CallInfo { id: "call-1".to_owned(), deadline: with(|state| state.now).saturating_add(30_000), traceparent: None, facts: "{}".to_owned() }
 }
 
 /// A device's enrollment with those facts.
+#[expect(clippy::needless_pass_by_value, reason = "tests write `json!(…)` in place")]
 pub fn enrollment(id: &str, facts: Value) -> Enrollment {
     Enrollment {
         id: id.to_owned(),
@@ -387,40 +365,22 @@ pub fn enrollment(id: &str, facts: Value) -> Enrollment {
 }
 
 /// A document as hooks get it.
+#[expect(clippy::needless_pass_by_value, reason = "tests write `json!(…)` in place")]
 pub fn input(document: Value) -> Input {
-    Input {
-        body: document.to_string(),
-        truncated: false,
-    }
+    Input { body: document.to_string(), truncated: false }
 }
 
 /// An event at its first delivery, of no enrollment, with the mock's time. Change its fields as needed.
 pub fn event(topic: &str, data: Value) -> Event {
-    Event {
-        id: "event-1".to_owned(),
-        topic: topic.to_owned(),
-        at: with(|state| state.now),
-        attempt: 1,
-        who: None,
-        data: input(data),
-    }
+    Event { id: "event-1".to_owned(), topic: topic.to_owned(), at: with(|state| state.now), attempt: 1, who: None, data: input(data) }
 }
 
 /// An HTTP answer without headers.
 pub fn response(status: u16, body: impl Into<Vec<u8>>) -> Response {
-    Response {
-        status,
-        headers: Vec::new(),
-        body: body.into(),
-    }
+    Response { status, headers: Vec::new(), body: body.into() }
 }
 
 /// The outcome of queueing, as the host gives it.
 fn queued(target: &str, uuid: String) -> Outcome {
-    Outcome {
-        id: target.to_owned(),
-        uuid: Some(uuid),
-        state: "queued".to_owned(),
-        error: None,
-    }
+    Outcome { id: target.to_owned(), uuid: Some(uuid), state: "queued".to_owned(), error: None }
 }

@@ -1,53 +1,213 @@
-//! Identity certificates: reading, header forms, chains.
-use crate::time::Timestamp;
+//! Identity certificates: reading them, the headers that carry them, and whether an authority of the operator vouches for them.
+//!
+//! A certificate is parsed once, in [`Certificate::from_der`], into everything that later checks need. [`TrustAnchors`] does the same for
+//! the operator's authorities, so that one verdict costs one signature.
+
+mod anchors;
+mod header;
+mod names;
+
+use std::fmt;
+
+use aws_lc_rs::digest;
 use bytes::Bytes;
-#[derive(Debug, Clone, PartialEq, Eq)]
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::x509::X509Version;
+
+pub use anchors::{ChainError, TrustAnchors};
+
+use crate::signature::{self, Hash, PublicKey, Scheme};
+use crate::time::Timestamp;
+
+/// A certificate of X.509, any version. That it can be read says nothing of whether it can be trusted.
+#[derive(Clone)]
 pub struct Certificate {
+    /// The certificate as it came.
     pub der: Bytes,
+    /// Of `der`.
     pub sha256: [u8; 32],
-    /// RFC 4514 text.
+    /// RFC 4514 text, which can be empty.
     pub subject: String,
+    /// RFC 4514 text.
     pub issuer: String,
+    /// The first moment at which it is valid.
     pub not_before: Timestamp,
+    /// The last moment at which it is valid.
     pub not_after: Timestamp,
+    details: Details,
 }
+
+/// What chains and signatures need. All are parts of `der`.
+#[derive(Clone)]
+pub(crate) struct Details {
+    /// What the issuer signed.
+    signed: Bytes,
+    /// `None`: one that is not understood.
+    algorithm: Option<(Scheme, Hash)>,
+    signature: Bytes,
+    issuer: Bytes,
+    subject: Bytes,
+    key: PublicKey,
+    version_3: bool,
+    /// Whether it is an authority, and how many may follow it.
+    basic_constraints: Option<(bool, Option<u32>)>,
+    /// Whether its key may sign certificates, if it says.
+    key_cert_sign: Option<bool>,
+    /// Whether it may authenticate clients, if it says what it is for.
+    client_auth: Option<bool>,
+    subject_key_id: Option<Bytes>,
+    name_constraints: bool,
+    /// An extension that may not be ignored and is not understood.
+    unknown_critical: Option<String>,
+}
+
+/// Why bytes are no certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CertificateError {
-    #[error("{0}")]
+    /// They cannot be read.
+    #[error("the certificate cannot be read: {0}")]
     Malformed(String),
 }
+
+impl CertificateError {
+    fn new(problem: impl Into<String>) -> Self {
+        Self::Malformed(problem.into())
+    }
+}
+
+/// Certificates are equal if their bytes are.
+impl PartialEq for Certificate {
+    fn eq(&self, other: &Self) -> bool {
+        self.der == other.der
+    }
+}
+
+impl Eq for Certificate {}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate")
+            .field("sha256", &self.fingerprint())
+            .field("subject", &self.subject)
+            .field("issuer", &self.issuer)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Certificate {
-    pub fn from_der(_der: impl Into<Bytes>) -> Result<Self, CertificateError> {
-        todo!()
+    /// Reads one certificate in DER and nothing behind it.
+    pub fn from_der(der: impl Into<Bytes>) -> Result<Self, CertificateError> {
+        let der = der.into();
+        let (rest, certificate) = X509Certificate::from_der(&der).map_err(|_| CertificateError::new("it is no X.509 certificate in DER"))?;
+        if !rest.is_empty() {
+            return Err(CertificateError::new("something follows it"));
+        }
+        if certificate.signature_algorithm != certificate.tbs_certificate.signature {
+            return Err(CertificateError::new("it names two signature algorithms"));
+        }
+        let details = Details::of(&der, &certificate)?;
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest::digest(&digest::SHA256, &der).as_ref());
+        let validity = certificate.validity();
+        Ok(Self {
+            sha256,
+            subject: names::rfc4514(certificate.subject()),
+            issuer: names::rfc4514(certificate.issuer()),
+            not_before: seconds(validity.not_before.timestamp()),
+            not_after: seconds(validity.not_after.timestamp()),
+            details,
+            der,
+        })
     }
-    /// From a proxy's header: RFC 9440 (`:base64:`) or URL-escaped PEM.
-    pub fn from_header(_value: &[u8]) -> Result<Self, CertificateError> {
-        todo!()
+
+    /// From a proxy's header: RFC 9440 (`:base64:`) or URL-escaped PEM, in which `+` stands for a space.
+    pub fn from_header(value: &[u8]) -> Result<Self, CertificateError> {
+        Self::from_der(header::decode(value)?)
     }
+
     /// Lower-case hex of `sha256`.
     pub fn fingerprint(&self) -> String {
-        todo!()
+        const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+        self.sha256.iter().flat_map(|byte| [byte >> 4, byte & 0x0f]).filter_map(|digit| DIGITS.get(usize::from(digit))).collect()
+    }
+
+    /// Checks a signature of this certificate's key.
+    pub(crate) fn verify(&self, scheme: Scheme, hash: Hash, message: &[u8], signature: &[u8]) -> Result<(), signature::Unverified> {
+        self.details.key.verify(scheme, hash, message, signature)
+    }
+
+    pub(crate) fn subject_key_id(&self) -> Option<&[u8]> {
+        self.details.subject_key_id.as_deref()
     }
 }
-/// The operator's authorities.
-#[derive(Debug)]
-pub struct TrustAnchors {}
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
-    #[error("{0}")]
-    Refused(String),
+
+fn seconds(seconds: i64) -> Timestamp {
+    Timestamp::from_millis(seconds.saturating_mul(1000))
 }
-impl TrustAnchors {
-    /// From PEM files' contents; `intermediates` may be empty.
-    pub fn from_pem(_roots: &[u8], _intermediates: &[u8]) -> Result<Self, CertificateError> {
-        todo!()
+
+impl Details {
+    fn of(der: &Bytes, certificate: &X509Certificate<'_>) -> Result<Self, CertificateError> {
+        let tbs = &certificate.tbs_certificate;
+        let info = tbs.public_key();
+        let curve = info.algorithm.parameters.as_ref().and_then(|parameters| parameters.as_oid().ok());
+        let mut details = Self {
+            signed: part(der, tbs.as_ref()),
+            algorithm: match signature::scheme(certificate.signature_algorithm.algorithm.as_bytes()) {
+                Some((scheme, Some(hash))) => Some((scheme, hash)),
+                _ => None,
+            },
+            signature: part(der, &certificate.signature_value.data),
+            issuer: part(der, tbs.issuer().as_raw()),
+            subject: part(der, tbs.subject().as_raw()),
+            key: PublicKey::new(
+                info.algorithm.algorithm.as_bytes(),
+                curve.as_ref().map(x509_parser::asn1_rs::Oid::as_bytes),
+                part(der, &info.subject_public_key.data),
+            ),
+            version_3: tbs.version() == X509Version::V3,
+            basic_constraints: None,
+            key_cert_sign: None,
+            client_auth: None,
+            subject_key_id: None,
+            name_constraints: false,
+            unknown_critical: None,
+        };
+        let mut seen = Vec::new();
+        for extension in tbs.extensions() {
+            if seen.contains(&extension.oid.as_bytes()) {
+                return Err(CertificateError::new(format!("it has the extension {} twice", extension.oid)));
+            }
+            seen.push(extension.oid.as_bytes());
+            match extension.parsed_extension() {
+                ParsedExtension::BasicConstraints(constraints) => details.basic_constraints = Some((constraints.ca, constraints.path_len_constraint)),
+                ParsedExtension::KeyUsage(usage) => details.key_cert_sign = Some(usage.key_cert_sign()),
+                ParsedExtension::ExtendedKeyUsage(usage) => details.client_auth = Some(usage.client_auth || usage.any),
+                ParsedExtension::NameConstraints(_) => details.name_constraints = true,
+                ParsedExtension::SubjectKeyIdentifier(id) => details.subject_key_id = Some(part(der, id.0)),
+                ParsedExtension::SubjectAlternativeName(_)
+                | ParsedExtension::IssuerAlternativeName(_)
+                | ParsedExtension::AuthorityKeyIdentifier(_)
+                | ParsedExtension::CertificatePolicies(_)
+                | ParsedExtension::CRLDistributionPoints(_)
+                | ParsedExtension::AuthorityInfoAccess(_) => {}
+                // One that should say what the certificate is for, and cannot be read, is as good as critical.
+                ParsedExtension::ParseError { .. } => details.unknown_critical = Some(extension.oid.to_string()),
+                _ if extension.critical => details.unknown_critical = Some(extension.oid.to_string()),
+                _ => {}
+            }
+        }
+        Ok(details)
     }
-    /// Checks the chain for client authentication at `now`; answers until when the verdict holds (the earliest end of a certificate of the chain).
-    pub fn verify(
-        &self,
-        _certificate: &Certificate,
-        _now: Timestamp,
-    ) -> Result<Timestamp, ChainError> {
-        todo!()
+}
+
+/// A part of the certificate, shared with it where it lies within.
+fn part(der: &Bytes, part: &[u8]) -> Bytes {
+    let start = (part.as_ptr() as usize).wrapping_sub(der.as_ptr() as usize);
+    match start.checked_add(part.len()) {
+        Some(end) if end <= der.len() => der.slice(start..end),
+        _ => Bytes::copy_from_slice(part),
     }
 }

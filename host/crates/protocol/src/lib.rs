@@ -3,13 +3,16 @@
 //! Nothing in this crate does I/O, reads a clock or knows a database. Start at [`checkin::CheckInMessage`] and [`report::Report`]
 //! for what devices send, at [`mdm_signature::verify`] for who sent it.
 
+mod ber;
 pub mod certificate;
 pub mod checkin;
 pub mod command;
 pub mod enrollment;
+mod fields;
 pub mod json;
 pub mod mdm_signature;
 pub mod plist;
 pub mod push_certificate;
 pub mod report;
+mod signature;
 pub mod time;

@@ -1,11 +1,266 @@
-//! The `Mdm-Signature` header: a detached CMS signature over the request's body.
-use crate::certificate::Certificate;
+//! The `Mdm-Signature` header: a detached CMS signature (RFC 5652) over the request's body.
+//!
+//! Real devices write BER with indefinite lengths, sign with SHA-1 and without signed attributes, and have certificates with empty subjects.
+//! General libraries refuse some of that, so the few structures are read here. The signature does not cover the certificate that comes
+//! with it: whether an authority vouches for that one is [`TrustAnchors::verify`](crate::certificate::TrustAnchors::verify)'s question.
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+
+use crate::ber::{self, CONSTRUCTED, Element, GENERALIZED_TIME, INTEGER, OCTET_STRING, OID, Reader, SEQUENCE, SET, UTC_TIME};
+use crate::certificate::{Certificate, CertificateError};
+use crate::signature::{self, Hash};
+use crate::time::Timestamp;
+
+/// Devices send three to six thousand bytes: one certificate, sometimes with its authority's.
+const MAX_HEADER: usize = 64 * 1024;
+/// How many certificates are looked at.
+const MAX_CERTIFICATES: usize = 16;
+const BASE64: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+
+const SIGNED_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02";
+const CONTENT_TYPE: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x03";
+const MESSAGE_DIGEST: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x04";
+const SIGNING_TIME: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x05";
+
+/// `[0]` with elements within.
+const CONTEXT_0: u8 = 0xa0;
+const CONTEXT_1: u8 = 0xa1;
+/// `[0]` with bytes within.
+const CONTEXT_0_BYTES: u8 = 0x80;
+
+/// Why a header does not prove that the body is its signer's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    #[error("{0}")]
+    /// It cannot be read.
+    #[error("the signature cannot be read: {0}")]
     Malformed(String),
+    /// It is made with something that is not supported.
+    #[error("the signature is made with an unknown {0}")]
+    Unsupported(&'static str),
+    /// There has to be exactly one signer.
+    #[error("the signature has none or several signers")]
+    Signers,
+    /// The signer's certificate is not with it.
+    #[error("the signer's certificate is missing")]
+    NoCertificate,
+    /// The signer's certificate cannot be read.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// It is a signature of something else.
+    #[error("the signature is of another body")]
+    OtherBody,
+    /// It was made while the certificate was not valid.
+    #[error("the signature was made while its certificate was not valid")]
+    SigningTime,
+    /// It is not the certificate's key's.
+    #[error("the signature is false")]
+    False,
 }
-/// `header` is the header's value (base64), `body` the bytes the device signed. Answers the signer's certificate, whose chain is still to be verified.
-pub fn verify(_header: &[u8], _body: &[u8]) -> Result<Certificate, SignatureError> {
-    todo!()
+
+fn malformed(what: &str) -> SignatureError {
+    SignatureError::Malformed(what.to_owned())
+}
+
+/// Checks that the signer's key signed `body`; answers the signer's certificate, whose chain is still to be verified.
+///
+/// `header` is the header's value (base64), `body` the bytes the device signed. Understood are RSA (PKCS#1 v1.5, from 1,024 bits) and ECDSA
+/// (P-256, P-384, P-521) with SHA-1, SHA-256, SHA-384 and SHA-512, with signed attributes and without. Content within the header is ignored.
+pub fn verify(header: &[u8], body: &[u8]) -> Result<Certificate, SignatureError> {
+    if header.len() > MAX_HEADER {
+        return Err(malformed("the header is too long"));
+    }
+    let cms = BASE64.decode(header.trim_ascii()).map_err(|_| malformed("the header is not base64"))?;
+    let cms = SignedData::read(&cms)?;
+    let certificate = cms.signer.certificate(cms.certificates)?;
+    cms.signer.check(&certificate, cms.content_type, body)?;
+    Ok(certificate)
+}
+
+struct SignedData<'a> {
+    content_type: &'a [u8],
+    certificates: Reader<'a>,
+    signer: Signer<'a>,
+}
+
+impl<'a> SignedData<'a> {
+    fn read(cms: &'a [u8]) -> Result<Self, SignatureError> {
+        let mut whole = Reader::new(cms);
+        let mut content_info = whole.expect(SEQUENCE).filter(|_| whole.is_empty()).ok_or_else(|| malformed("it is no CMS"))?.reader();
+        if content_info.expect(OID).is_none_or(|content_type| content_type.content != SIGNED_DATA) {
+            return Err(malformed("it is no signed data"));
+        }
+        let mut fields = || {
+            let mut fields = content_info.expect(CONTEXT_0)?.reader().expect(SEQUENCE)?.reader();
+            fields.expect(INTEGER)?;
+            fields.expect(SET)?;
+            let content_type = fields.expect(SEQUENCE)?.reader().expect(OID)?.content;
+            let certificates = fields.optional(CONTEXT_0).map_or(Reader::new(&[]), Element::reader);
+            fields.optional(CONTEXT_1);
+            Some((content_type, certificates, fields.expect(SET)?.reader()))
+        };
+        let (content_type, certificates, mut signers) = fields().ok_or_else(|| malformed("its signed data is incomplete"))?;
+        let Some(signer) = signers.next().filter(|_| signers.is_empty()) else { return Err(SignatureError::Signers) };
+        let signer = Signer::read(signer).ok_or_else(|| malformed("its signer's part is incomplete"))?;
+        Ok(Self { content_type, certificates, signer })
+    }
+}
+
+struct Signer<'a> {
+    /// `IssuerAndSerialNumber`, or a key id.
+    id: Element<'a>,
+    /// Identifier of the digest.
+    digest: &'a [u8],
+    attributes: Option<Element<'a>>,
+    /// Identifier of the signature algorithm.
+    algorithm: &'a [u8],
+    signature: Element<'a>,
+}
+
+impl<'a> Signer<'a> {
+    fn read(signer: Element<'a>) -> Option<Self> {
+        let mut fields = signer.reader();
+        fields.expect(INTEGER)?;
+        Some(Self {
+            id: fields.next()?,
+            digest: fields.expect(SEQUENCE)?.reader().expect(OID)?.content,
+            attributes: fields.optional(CONTEXT_0),
+            algorithm: fields.expect(SEQUENCE)?.reader().expect(OID)?.content,
+            signature: fields.next().filter(|signature| signature.tag & !CONSTRUCTED == OCTET_STRING)?,
+        })
+    }
+
+    /// The certificate that the signer names.
+    fn certificate(&self, mut certificates: Reader<'_>) -> Result<Certificate, SignatureError> {
+        let mut looked_at = 0;
+        while let Some(certificate) = certificates.next() {
+            looked_at += 1;
+            if looked_at > MAX_CERTIFICATES {
+                break;
+            }
+            if certificate.tag != SEQUENCE {
+                continue;
+            }
+            match self.id.tag {
+                SEQUENCE => {
+                    if self.names(certificate) == Some(true) {
+                        return Ok(Certificate::from_der(Bytes::copy_from_slice(certificate.whole))?);
+                    }
+                }
+                CONTEXT_0_BYTES | CONTEXT_0 => {
+                    let wanted = self.id.octets().ok_or_else(|| malformed("its key id cannot be read"))?;
+                    let Ok(certificate) = Certificate::from_der(Bytes::copy_from_slice(certificate.whole)) else { continue };
+                    if certificate.subject_key_id() == Some(&wanted) {
+                        return Ok(certificate);
+                    }
+                }
+                _ => return Err(malformed("its signer's id is of an unknown kind")),
+            }
+        }
+        Err(SignatureError::NoCertificate)
+    }
+
+    /// Whether issuer and serial number are this certificate's. Only its first fields are read.
+    fn names(&self, certificate: Element<'_>) -> Option<bool> {
+        let mut id = self.id.reader();
+        let (issuer, serial) = (id.expect(SEQUENCE)?, id.expect(INTEGER)?);
+        let mut fields = certificate.reader().expect(SEQUENCE)?.reader();
+        fields.optional(CONTEXT_0);
+        let same_serial = fields.expect(INTEGER)?.content == serial.content;
+        fields.expect(SEQUENCE)?;
+        Some(same_serial && fields.expect(SEQUENCE)?.whole == issuer.whole)
+    }
+
+    fn check(&self, certificate: &Certificate, content_type: &[u8], body: &[u8]) -> Result<(), SignatureError> {
+        let hash = Hash::from_oid(self.digest).ok_or(SignatureError::Unsupported("digest"))?;
+        let (scheme, named) = signature::scheme(self.algorithm).ok_or(SignatureError::Unsupported("algorithm"))?;
+        if named.is_some_and(|named| named != hash) {
+            return Err(SignatureError::Unsupported("pair of digests"));
+        }
+        let value = self.signature.octets().ok_or_else(|| malformed("its value cannot be read"))?;
+        let verified = match self.attributes {
+            None => certificate.verify(scheme, hash, body, &value),
+            Some(attributes) => {
+                Attributes::read(attributes)?.check(certificate, content_type, hash.of(body).as_ref())?;
+                // RFC 5652, 5.4: signed as a SET, sent as [0].
+                certificate.verify(scheme, hash, &ber::der(SET, attributes.content), &value)
+            }
+        };
+        verified.map_err(|_| SignatureError::False)
+    }
+}
+
+/// The signed attributes that say something about the body.
+#[derive(Default)]
+struct Attributes<'a> {
+    content_type: Option<&'a [u8]>,
+    digest: Option<Element<'a>>,
+    time: Option<Element<'a>>,
+}
+
+impl<'a> Attributes<'a> {
+    fn read(set: Element<'a>) -> Result<Self, SignatureError> {
+        let mut attributes = set.reader();
+        let mut found = Self::default();
+        while !attributes.is_empty() {
+            let (kind, value) = Self::read_one(&mut attributes).ok_or_else(|| malformed("its signed attributes cannot be read"))?;
+            let repeated = match kind {
+                CONTENT_TYPE => found.content_type.replace(value.content).is_some(),
+                MESSAGE_DIGEST => found.digest.replace(value).is_some(),
+                SIGNING_TIME => found.time.replace(value).is_some(),
+                _ => false,
+            };
+            if repeated {
+                return Err(malformed("it has a signed attribute twice"));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The attribute's kind and its first value; those that count have only one.
+    fn read_one(attributes: &mut Reader<'a>) -> Option<(&'a [u8], Element<'a>)> {
+        let mut attribute = attributes.expect(SEQUENCE)?.reader();
+        let kind = attribute.expect(OID)?.content;
+        let mut values = attribute.expect(SET)?.reader();
+        let value = values.next()?;
+        let single = values.is_empty() || !matches!(kind, CONTENT_TYPE | MESSAGE_DIGEST | SIGNING_TIME);
+        single.then_some((kind, value))
+    }
+
+    fn check(&self, certificate: &Certificate, content_type: &[u8], digest: &[u8]) -> Result<(), SignatureError> {
+        if self.content_type.is_some_and(|signed| signed != content_type) {
+            return Err(malformed("its signed content type is another"));
+        }
+        let signed = self.digest.ok_or_else(|| malformed("its signed attributes have no digest"))?;
+        let signed = signed.octets().filter(|_| signed.tag & !CONSTRUCTED == OCTET_STRING).ok_or_else(|| malformed("its digest cannot be read"))?;
+        if *signed != *digest {
+            return Err(SignatureError::OtherBody);
+        }
+        let Some(time) = self.time else { return Ok(()) };
+        let time = read_time(time).ok_or_else(|| malformed("its signing time cannot be read"))?;
+        if time < certificate.not_before || time > certificate.not_after { Err(SignatureError::SigningTime) } else { Ok(()) }
+    }
+}
+
+/// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ`.
+fn read_time(time: Element<'_>) -> Option<Timestamp> {
+    let text = std::str::from_utf8(time.content).ok()?.strip_suffix('Z')?;
+    let digits = text.split('.').next()?;
+    let century = match time.tag {
+        // RFC 5280, 4.1.2.5.1: until 2049.
+        UTC_TIME if digits.get(..2)? < "50" => "20",
+        UTC_TIME => "19",
+        GENERALIZED_TIME => "",
+        _ => return None,
+    };
+    let digits = format!("{century}{digits}");
+    if digits.len() != 14 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &digits).ok()?;
+    let second = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();
+    Some(Timestamp::from_millis(second.saturating_mul(1000)))
 }

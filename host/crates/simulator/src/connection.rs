@@ -14,8 +14,10 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::error::SimulatorError;
+use crate::measure::Tally;
 
 /// The largest answer that is read.
 const ANSWER_LIMIT: usize = 64 * 1024 * 1024;
@@ -123,6 +125,8 @@ pub struct Connection {
     timeout: Duration,
     open: Option<Open>,
     opened: u64,
+    tally: Option<Box<Tally>>,
+    due: Option<Instant>,
 }
 
 impl std::fmt::Debug for Connection {
@@ -142,6 +146,8 @@ impl Connection {
             timeout: Duration::from_secs(60),
             open: None,
             opened: 0,
+            tally: None,
+            due: None,
         }
     }
 
@@ -167,6 +173,19 @@ impl Connection {
         self.opened
     }
 
+    /// Begins to measure anew; answers what was measured so far.
+    pub fn measure(&mut self) -> Tally {
+        self.tally
+            .replace(Box::default())
+            .map_or_else(Tally::default, |tally| *tally)
+    }
+
+    /// The next request was due at this moment: its latency counts from then, so that a slow server does not hide the requests that it
+    /// kept from being sent.
+    pub const fn due(&mut self, moment: Instant) {
+        self.due = Some(moment);
+    }
+
     /// Closes it; the next request opens it again.
     pub fn close(&mut self) {
         self.open = None;
@@ -190,23 +209,28 @@ impl Connection {
         *request.headers_mut() = headers;
 
         let limit = self.timeout;
-        match tokio::time::timeout(limit, self.exchange(request)).await {
+        let begin = self.due.take().unwrap_or_else(Instant::now);
+        let outcome = match tokio::time::timeout(limit, self.exchange(request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(problem)) => {
-                self.open = None;
-                Err(SimulatorError::Transport {
-                    server: self.target.authority.clone(),
-                    problem,
-                })
-            }
-            Err(_) => {
-                self.open = None;
-                Err(SimulatorError::TimedOut {
-                    server: self.target.authority.clone(),
-                    limit,
-                })
+            Ok(Err(problem)) => Err(SimulatorError::Transport {
+                server: self.target.authority.clone(),
+                problem,
+            }),
+            Err(_) => Err(SimulatorError::TimedOut {
+                server: self.target.authority.clone(),
+                limit,
+            }),
+        };
+        if outcome.is_err() {
+            self.open = None;
+        }
+        if let Some(tally) = &mut self.tally {
+            match &outcome {
+                Ok(answer) => tally.record(begin.elapsed(), answer.status.as_u16()),
+                Err(_) => tally.transport_errors += 1,
             }
         }
+        outcome
     }
 
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, String> {

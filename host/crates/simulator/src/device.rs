@@ -527,6 +527,11 @@ impl Device {
         Ok(Prepared { message, headers })
     }
 
+    /// Writes its messages down elsewhere from now on, or nowhere.
+    pub fn set_journal(&mut self, journal: Option<Arc<JournalWriter>>) {
+        self.journal = journal;
+    }
+
     /// Takes another identity, as a device that enrolls again or whose certificate was renewed.
     pub fn replace_identity(&mut self, identity: Identity) {
         self.identity = identity;
@@ -698,15 +703,6 @@ impl Device {
         &mut self,
         connection: &mut Connection,
     ) -> Result<Session, SimulatorError> {
-        self.poll_with(connection, &mut |_| {}).await
-    }
-
-    /// The same, telling `observe` how long each exchange took.
-    pub async fn poll_with(
-        &mut self,
-        connection: &mut Connection,
-        observe: &mut (dyn FnMut(Duration) + Send),
-    ) -> Result<Session, SimulatorError> {
         let mut session = Session::default();
         let mut next = match &self.prepared_idle {
             Some(prepared) => prepared.clone(),
@@ -717,9 +713,7 @@ impl Device {
         };
         loop {
             let what = next.message.name().to_owned();
-            let begin = tokio::time::Instant::now();
             let body = self.insist_prepared(connection, &next).await?;
-            observe(begin.elapsed());
             session.requests += 1;
             if body.is_empty() {
                 return Ok(session);

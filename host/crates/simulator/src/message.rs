@@ -1,7 +1,8 @@
 //! What devices write: check-in messages and command reports as XML property lists, and the commands they read.
 
 use bytes::Bytes;
-use plist::{Dictionary, Value};
+pub use plist::Dictionary;
+use plist::Value;
 
 use crate::error::SimulatorError;
 

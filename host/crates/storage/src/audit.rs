@@ -1,11 +1,17 @@
-use crate::effects::PluginEffects;
-use crate::{Storage, StorageError};
+//! Who decided what.
+
+use crate::effects::{self, Applied, Checked, PluginEffects};
+use crate::sql::{Columns, args};
+use crate::writer::{Class, Outcome, Tx};
+use crate::{Storage, StorageError, sealed, tenant};
+use std::sync::Arc;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
 
 /// One row of the audit.
 #[derive(Debug, Clone)]
 pub struct AuditRow {
+    /// Whose.
     pub tenant: TenantId,
     /// `plugin:NAME`, `api:SUBJECT`, `server`.
     pub actor: String,
@@ -15,26 +21,74 @@ pub struct AuditRow {
     pub target: Option<EnrollmentId>,
     /// JSON; holds reason, digest, generation.
     pub detail: serde_json::Value,
+    /// When.
     pub at: Timestamp,
 }
+
+const INSERT: &str = "INSERT INTO audit (tenant_id, actor, action, target, detail, at) VALUES (?, ?, ?, ?, ?, ?)";
+const SELECT: &str = "SELECT tenant_id, actor, action, target, detail, at FROM audit WHERE tenant_id = ? ORDER BY sequence DESC LIMIT ?";
 
 impl Storage {
     /// What a decision that changed no enrollment leaves behind: its plugins' key-values, and audit rows. Rate limits are the caller's.
     /// `Conflict` when a value that a plugin read has changed: nothing is written.
-    pub async fn record_decision(
-        &self,
-        _effects: Vec<PluginEffects>,
-        _audit: Vec<AuditRow>,
-        _now: Timestamp,
-    ) -> Result<crate::effects::Applied<()>, StorageError> {
-        todo!()
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] when an effect can never be stored.
+    pub async fn record_decision(&self, effects: Vec<PluginEffects>, audit: Vec<AuditRow>, now: Timestamp) -> Result<Applied<()>, StorageError> {
+        let decision = Arc::new((effects, audit));
+        self.write(Class::Answer, move |tx| {
+            let decision = Arc::clone(&decision);
+            Box::pin(async move {
+                let (effects, audit) = &*decision;
+                for plugin in effects {
+                    match effects::check(tx, plugin, now).await? {
+                        Checked::Sound => {}
+                        Checked::Conflict(what) => return Ok(Outcome::Commit(Applied::Conflict(what))),
+                        Checked::Rejected(problem) => return Err(StorageError::Invalid { field: "effects", problem }),
+                    }
+                }
+                for plugin in effects {
+                    effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, now).await?;
+                }
+                for row in audit {
+                    insert(tx, row).await?;
+                }
+                Ok(Outcome::Commit(Applied::Done(())))
+            })
+        })
+        .await
     }
+
     /// Newest first.
-    pub async fn audit(
-        &self,
-        _tenant: &TenantId,
-        _limit: u32,
-    ) -> Result<Vec<AuditRow>, StorageError> {
-        todo!()
+    pub async fn audit(&self, of: &TenantId, limit: u32) -> Result<Vec<AuditRow>, StorageError> {
+        let rows = self.read_all(SELECT, args![of.as_str(), i64::from(limit)]).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(AuditRow {
+                    tenant: tenant(row, 0)?,
+                    actor: row.text(1)?,
+                    action: row.text(2)?,
+                    target: row.opt_text(3)?.map(EnrollmentId::new),
+                    detail: row.sealed_json(4)?,
+                    at: row.time(5)?,
+                })
+            })
+            .collect()
     }
+}
+
+pub(crate) async fn insert(tx: &mut Tx, row: &AuditRow) -> Result<(), StorageError> {
+    tx.run(
+        INSERT,
+        args![
+            row.tenant.as_str(),
+            row.actor.as_str(),
+            row.action.as_str(),
+            row.target.as_ref().map(EnrollmentId::as_str),
+            sealed::seal(row.detail.to_string().as_bytes()),
+            row.at.as_millis(),
+        ],
+    )
+    .await?;
+    Ok(())
 }

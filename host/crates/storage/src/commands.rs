@@ -1,145 +1,794 @@
-use crate::{Storage, StorageError};
+//! Commands: the queue of each enrollment, and what devices report.
+//!
+//! A command's state is `queued`, `reviewing` or `held` before it goes out, `sent` or `not-now` while the device has it, and
+//! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
+
+use crate::enrollments::{configuration_released, is_known};
+use crate::events::{Cause, EnrollmentState, Happened, digest, emit, redacted, state, wanted};
+use crate::memory::Change;
+use crate::sql::{Columns, args};
+use crate::writer::{Class, Outcome, Tx};
+use crate::{Storage, StorageError, millis, sealed, tenant};
 use bytes::Bytes;
+use serde_json::{Value, json};
+use sqlx::any::AnyRow;
+use std::fmt;
+use std::sync::Arc;
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::report::Status;
 use wasmdm_protocol::time::Timestamp;
 
+/// How a command is queued.
 #[derive(Debug, Clone, Default)]
 pub struct CommandOptions {
+    /// The same key again (of the same origin, for the same enrollment) is the same command.
     pub idempotency_key: Option<String>,
+    /// Replaces an open command of the same key and origin that was not yet sent.
     pub collapse_key: Option<String>,
+    /// Higher goes first; 0 is usual.
     pub priority: i8,
+    /// Not sent earlier.
     pub not_before: Option<Timestamp>,
+    /// Not sent later.
     pub expires_at: Option<Timestamp>,
+    /// Wake the device.
     pub push: bool,
 }
 
+/// A command for several enrollments.
 #[derive(Debug, Clone)]
 pub struct Enqueue {
+    /// Whose enrollments.
     pub tenant: TenantId,
+    /// For whom. More than 1,000 are queued in several transactions, in order.
     pub targets: Vec<EnrollmentId>,
+    /// What.
     pub command: Command,
+    /// How.
     pub options: CommandOptions,
     /// `api:SUBJECT` or `plugin:NAME`.
     pub origin: String,
+    /// When.
     pub now: Timestamp,
 }
 
 /// One per target, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EnqueueOutcome {
+    /// It waits.
     Queued {
+        /// Its CommandUUID.
         uuid: String,
     },
     /// The same command again (same UUID and bytes, or same idempotency key): nothing changed. `uuid` is that of the first.
     AlreadyQueued {
+        /// Of the first.
         uuid: String,
     },
+    /// The tenant has no such enrollment.
     UnknownEnrollment,
     /// The UUID was used by this tenant with other bytes.
     UuidReused,
 }
 
 /// A command on its way to a device.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct NextCommand {
+    /// Its CommandUUID.
     pub uuid: String,
+    /// Its RequestType.
     pub request_type: String,
+    /// As it was queued, to the byte.
     pub body: Bytes,
     /// 1 at the first delivery.
     pub deliveries: u32,
 }
 
+/// Without the body: commands carry passwords and keys.
+impl fmt::Debug for NextCommand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NextCommand")
+            .field("uuid", &self.uuid)
+            .field("request_type", &self.request_type)
+            .field("deliveries", &self.deliveries)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A report that belongs to the enrollment.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ReportInput {
+    /// The tenant of the certificate.
     pub tenant: TenantId,
+    /// Who reports.
     pub id: EnrollmentId,
     /// Never `Idle`. `None`: malformed, stored as `errored(parse)`.
     pub status: Option<Status>,
+    /// Of which command.
     pub command_uuid: String,
+    /// As received.
     pub raw: Bytes,
+    /// Parsed.
     pub document: Option<wasmdm_protocol::plist::Value>,
+    /// When it arrived.
     pub now: Timestamp,
 }
 
+/// Without the bytes.
+impl fmt::Debug for ReportInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReportInput")
+            .field("tenant", &self.tenant)
+            .field("id", &self.id)
+            .field("status", &self.status)
+            .field("command_uuid", &self.command_uuid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Recorded {
+    /// The command is finished.
     Final,
+    /// The command waits for a later session.
     NotNow,
-    /// The same final report again.
+    /// The same report again.
     Repeated,
     /// Of no command that is open: kept apart.
     Orphan,
-    /// Only for a malformed report: its UUID was never sent to this enrollment or its users; nothing was written.
+    /// The enrollment is unknown; or the report is malformed and its UUID was never sent to this enrollment or its users. Nothing was
+    /// written.
     Refused,
 }
 
-#[derive(Debug, Clone)]
+/// Where a command stands.
+#[derive(Clone)]
 pub struct CommandStatus {
+    /// Its CommandUUID.
     pub uuid: String,
+    /// Its RequestType.
     pub request_type: String,
     /// queued, sent, not-now, acknowledged, errored, expired, cancelled (final schema has more).
     pub state: String,
+    /// Who queued it.
     pub origin: String,
+    /// How often it was sent.
     pub deliveries: u32,
+    /// When it was queued.
     pub created_at: Timestamp,
+    /// When its state changed.
     pub updated_at: Timestamp,
     /// Raw, if any report was stored.
     pub report: Option<Bytes>,
 }
 
-impl Storage {
-    pub async fn enqueue(&self, _enqueue: Enqueue) -> Result<Vec<EnqueueOutcome>, StorageError> {
-        todo!()
+/// Without the report.
+impl fmt::Debug for CommandStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandStatus")
+            .field("uuid", &self.uuid)
+            .field("request_type", &self.request_type)
+            .field("state", &self.state)
+            .field("origin", &self.origin)
+            .field("deliveries", &self.deliveries)
+            .finish_non_exhaustive()
     }
+}
+
+/// Targets in one transaction, at most.
+const TARGETS: usize = 1000;
+
+impl Storage {
+    /// One outcome per target, in order; an unknown target does not fail the others.
+    pub async fn enqueue(&self, enqueue: Enqueue) -> Result<Vec<EnqueueOutcome>, StorageError> {
+        let mut outcomes = Vec::with_capacity(enqueue.targets.len());
+        let enqueue = Arc::new(enqueue);
+        let mut start = 0;
+        while start < enqueue.targets.len() {
+            let enqueue = Arc::clone(&enqueue);
+            let part = self.write(Class::Answer, move |tx| {
+                let enqueue = Arc::clone(&enqueue);
+                Box::pin(async move {
+                    let mut outcomes = Vec::new();
+                    for target in enqueue.targets.iter().skip(start).take(TARGETS) {
+                        let Enqueue { tenant, command, options, origin, now, .. } = &*enqueue;
+                        let queued = Queueing { tenant, target, command, options, origin, cause: &Cause::default(), now: *now };
+                        outcomes.push(queue(tx, &queued).await?);
+                    }
+                    Ok(Outcome::Commit(outcomes))
+                })
+            });
+            outcomes.extend(part.await?);
+            start += TARGETS;
+        }
+        Ok(outcomes)
+    }
+
     /// An Idle poll: clears NotNow marks (if there are any), then offers the next command. With `reoffer_sent` one that was sent and not
     /// answered comes again first. Nothing pending: no database work at all on SQLite.
-    pub async fn poll(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-        _reoffer_sent: bool,
-        _now: Timestamp,
-    ) -> Result<Option<NextCommand>, StorageError> {
-        todo!()
+    pub async fn poll(&self, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
+        if !self.inner.memory.is_pending(id) {
+            return Ok(None);
+        }
+        let (tenant, id) = (tenant.clone(), id.clone());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id) = (tenant.clone(), id.clone());
+            Box::pin(async move { Ok(Outcome::Commit(poll(tx, &tenant, &id, reoffer_sent, now).await?)) })
+        })
+        .await
     }
+
     /// Stores a report and takes the next command, in one transaction. After a report no command that stands at NotNow or was sent is offered.
-    pub async fn report(
-        &self,
-        _report: ReportInput,
-        _want_next: bool,
-    ) -> Result<(Recorded, Option<NextCommand>), StorageError> {
-        todo!()
+    pub async fn report(&self, report: ReportInput, want_next: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
+        let input = Arc::new(report);
+        self.write(Class::Answer, move |tx| {
+            let input = Arc::clone(&input);
+            Box::pin(async move {
+                let recorded = report_of(tx, &input).await?;
+                let next = match want_next && recorded != Recorded::Refused {
+                    true => next(tx, &input.tenant, &input.id, false, input.now).await?,
+                    false => None,
+                };
+                Ok(Outcome::Commit((recorded, next)))
+            })
+        })
+        .await
     }
-    pub async fn pending_commands(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-    ) -> Result<Vec<CommandStatus>, StorageError> {
-        todo!()
+
+    /// Open commands in the order in which they go out, at most 1,000.
+    pub async fn pending_commands(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Vec<CommandStatus>, StorageError> {
+        self.read_all(SELECT_OPEN, args![id.as_str(), tenant.as_str()]).await?.iter().map(status).collect()
     }
-    pub async fn command_status(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-        _uuid: &str,
-    ) -> Result<Option<CommandStatus>, StorageError> {
-        todo!()
+
+    /// Where one command of an enrollment stands.
+    pub async fn command_status(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<CommandStatus>, StorageError> {
+        self.read_one(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?.map(|row| status(&row)).transpose()
     }
+
     /// `false`: finished or unknown.
-    pub async fn cancel_command(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-        _uuid: &str,
-        _now: Timestamp,
-    ) -> Result<bool, StorageError> {
-        todo!()
+    pub async fn cancel_command(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.to_owned());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.clone());
+            Box::pin(async move { Ok(Outcome::Commit(cancel(tx, &tenant, &id, &uuid, &Cause::default(), now).await?)) })
+        })
+        .await
     }
-    /// Expires what is due; called every few seconds.
-    pub async fn expire_commands(&self, _now: Timestamp) -> Result<u64, StorageError> {
-        todo!()
+
+    /// Expires what is due, and clears away old rows in small steps; called every few seconds. Answers how many commands expired.
+    pub async fn expire_commands(&self, now: Timestamp) -> Result<u64, StorageError> {
+        let mut expired = 0;
+        while self.read_one(SELECT_EXPIRED, args![now.as_millis()]).await?.is_some() {
+            let step = self.write(Class::Background, move |tx| {
+                Box::pin(async move {
+                    let rows = tx.all(SELECT_EXPIRED, args![now.as_millis()]).await?;
+                    for row in &rows {
+                        finish(tx, &Row::of(row)?, "expired", &Cause::default(), now).await?;
+                    }
+                    Ok(Outcome::Commit(u64::try_from(rows.len()).unwrap_or(u64::MAX)))
+                })
+            });
+            let step = step.await?;
+            expired += step;
+            if step == 0 {
+                break;
+            }
+        }
+        self.clear_away(now).await?;
+        Ok(expired)
     }
+
+    /// Reports that belonged to no open command, newest first.
+    pub async fn orphan_reports(&self, tenant: &TenantId, id: &EnrollmentId, limit: u32) -> Result<Vec<OrphanReport>, StorageError> {
+        let rows = self.read_all(SELECT_ORPHANS, args![id.as_str(), tenant.as_str(), i64::from(limit)]).await?;
+        rows.iter()
+            .map(|row| Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report: row.sealed(2)?, received_at: row.time(3)? }))
+            .collect()
+    }
+}
+
+/// A report that belonged to no open command.
+#[derive(Clone)]
+pub struct OrphanReport {
+    /// The CommandUUID that it names.
+    pub command_uuid: String,
+    /// Its status.
+    pub status: String,
+    /// As received.
+    pub report: Bytes,
+    /// When.
+    pub received_at: Timestamp,
+}
+
+/// Without the bytes.
+impl fmt::Debug for OrphanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OrphanReport").field("command_uuid", &self.command_uuid).field("status", &self.status).finish_non_exhaustive()
+    }
+}
+
+/// Orphans that are kept of an enrollment.
+const ORPHANS: i64 = 100;
+
+macro_rules! select_queue {
+    ($rest:literal) => {
+        concat!(
+            "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
+            "q.origin, q.expires_at FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+            $rest
+        )
+    };
+}
+
+const SELECT_QUEUED: &str = select_queue!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
+// What a malformed report may be about: only what was sent to the enrollment or to one of its users.
+const SELECT_SENT_TO: &str = select_queue!(
+    "WHERE q.tenant_id = ? AND q.command_uuid = ? AND q.deliveries > 0 \
+     AND (q.enrollment_id = ? OR q.enrollment_id IN (SELECT id FROM enrollments WHERE parent_id = ?)) \
+     ORDER BY q.is_open DESC, CASE WHEN q.enrollment_id = ? THEN 0 ELSE 1 END, q.sequence LIMIT 1"
+);
+pub(crate) const SELECT_EXPIRED: &str = select_queue!("WHERE q.is_open = 1 AND q.expires_at <= ? ORDER BY q.expires_at LIMIT 100");
+pub(crate) const SELECT_COLLAPSED: &str =
+    select_queue!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.collapse_key = ? AND q.origin = ? AND q.state <> 'sent'");
+const SELECT_OPEN_OF_DEVICE: &str =
+    select_queue!("WHERE q.is_open = 1 AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) ORDER BY q.sequence");
+/// The first command of a state that may go out.
+pub(crate) const SELECT_NEXT: &str = select_queue!(
+    "WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.state = ? AND (q.not_before IS NULL OR q.not_before <= ?) \
+     AND (q.expires_at IS NULL OR q.expires_at > ?) AND (? = 1 OR q.origin LIKE 'api:%' OR q.origin = ?) \
+     ORDER BY q.priority DESC, q.sequence LIMIT 1"
+);
+const SELECT_BODY: &str = "SELECT body FROM commands WHERE tenant_id = ? AND uuid = ?";
+const SELECT_COMMAND: &str = "SELECT body_sha256 FROM commands WHERE tenant_id = ? AND uuid = ?";
+const INSERT_COMMAND: &str = "INSERT INTO commands (tenant_id, uuid, request_type, body, body_sha256, created_at) VALUES (?, ?, ?, ?, ?, ?)";
+const SELECT_BY_KEY: &str =
+    "SELECT command_uuid FROM command_queue WHERE tenant_id = ? AND origin = ? AND enrollment_id = ? AND idempotency_key = ?";
+const INSERT_QUEUED: &str = "INSERT INTO command_queue \
+    (tenant_id, enrollment_id, command_uuid, state, is_open, priority, not_before, expires_at, collapse_key, idempotency_key, origin, hops, \
+     wants_push, renews_identity, deliveries, not_now_deliveries, not_now_count, created_at, updated_at) \
+    VALUES (?, ?, ?, 'queued', 1, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?)";
+pub(crate) const CLEAR_NOT_NOW: &str =
+    "UPDATE command_queue SET state = 'queued', updated_at = ? WHERE is_open = 1 AND enrollment_id = ? AND state = 'not-now'";
+const MARK_SENT: &str = "UPDATE command_queue SET state = 'sent', deliveries = deliveries + 1, sent_at = ?, updated_at = ? WHERE sequence = ?";
+const MARK_NOT_NOW: &str = "UPDATE command_queue SET state = 'not-now', not_now_deliveries = deliveries, not_now_count = not_now_count + 1, updated_at = ? \
+    WHERE sequence = ?";
+const FINISH: &str = "UPDATE command_queue SET state = ?, is_open = 0, updated_at = ?, finished_at = ? WHERE sequence = ?";
+const FINISH_ALL_OF_DEVICE: &str = "UPDATE command_queue SET state = 'cancelled', is_open = 0, updated_at = ?, finished_at = ? \
+    WHERE is_open = 1 AND enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
+pub(crate) const HAS_OPEN: &str = "SELECT 1 FROM command_queue WHERE is_open = 1 AND enrollment_id = ? LIMIT 1";
+const SELECT_RESULT: &str = "SELECT status, report FROM command_results WHERE enrollment_id = ? AND command_uuid = ?";
+const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_id, command_uuid, status, is_final, report, received_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (enrollment_id, command_uuid) DO UPDATE SET status = excluded.status, \
+    is_final = excluded.is_final, report = excluded.report, received_at = excluded.received_at";
+const INSERT_ORPHAN: &str =
+    "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at) VALUES (?, ?, ?, ?, ?, ?)";
+const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE enrollment_id = ? AND sequence <= \
+    (SELECT sequence FROM orphan_reports WHERE enrollment_id = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?)";
+const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
+    ORDER BY sequence DESC LIMIT ?";
+const SELECT_CHANNEL: &str = "SELECT state, quarantined_by, parent_id FROM enrollments WHERE id = ? AND tenant_id = ?";
+
+macro_rules! select_status {
+    ($rest:literal) => {
+        concat!(
+            "SELECT q.command_uuid, c.request_type, q.state, q.origin, q.deliveries, q.created_at, q.updated_at, r.report ",
+            "FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+            "LEFT JOIN command_results r ON r.enrollment_id = q.enrollment_id AND r.command_uuid = q.command_uuid ",
+            $rest
+        )
+    };
+}
+const SELECT_OPEN: &str =
+    select_status!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.tenant_id = ? ORDER BY q.priority DESC, q.sequence LIMIT 1000");
+const SELECT_STATUS: &str = select_status!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
+
+fn status(row: &AnyRow) -> Result<CommandStatus, StorageError> {
+    Ok(CommandStatus {
+        uuid: row.text(0)?,
+        request_type: row.text(1)?,
+        state: row.text(2)?,
+        origin: row.text(3)?,
+        deliveries: row.count(4)?,
+        created_at: row.time(5)?,
+        updated_at: row.time(6)?,
+        report: row.opt_blob(7)?.map(sealed::open).transpose()?,
+    })
+}
+
+/// A row of the queue.
+struct Row {
+    sequence: i64,
+    tenant: TenantId,
+    enrollment: EnrollmentId,
+    uuid: String,
+    request_type: String,
+    state: String,
+    deliveries: i64,
+    not_now_deliveries: i64,
+    origin: String,
+    expires_at: Option<Timestamp>,
+}
+
+impl Row {
+    fn of(row: &AnyRow) -> Result<Self, StorageError> {
+        Ok(Self {
+            sequence: row.int(0)?,
+            tenant: tenant(row, 1)?,
+            enrollment: EnrollmentId::new(row.text(2)?),
+            uuid: row.text(3)?,
+            request_type: row.text(4)?,
+            state: row.text(5)?,
+            deliveries: row.int(6)?,
+            not_now_deliveries: row.int(7)?,
+            origin: row.text(8)?,
+            expires_at: row.opt_time(9)?,
+        })
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.state.as_str(), "queued" | "reviewing" | "held" | "sent" | "not-now")
+    }
+}
+
+/// A command for one enrollment, on its way into the queue.
+pub(crate) struct Queueing<'a> {
+    pub(crate) tenant: &'a TenantId,
+    pub(crate) target: &'a EnrollmentId,
+    pub(crate) command: &'a Command,
+    pub(crate) options: &'a CommandOptions,
+    pub(crate) origin: &'a str,
+    pub(crate) cause: &'a Cause,
+    pub(crate) now: Timestamp,
+}
+
+pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutcome, StorageError> {
+    let Queueing { tenant, target, command, options, origin, cause, now } = *new;
+    if !is_known(tx, tenant, target).await? {
+        return Ok(EnqueueOutcome::UnknownEnrollment);
+    }
+    if let Some(key) = &options.idempotency_key
+        && let Some(row) = tx.one(SELECT_BY_KEY, args![tenant.as_str(), origin, target.as_str(), key.as_str()]).await?
+    {
+        return Ok(EnqueueOutcome::AlreadyQueued { uuid: row.text(0)? });
+    }
+    let sha256 = digest(&command.raw);
+    match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
+        Some(row) if row.text(0)? != sha256 => return Ok(EnqueueOutcome::UuidReused),
+        Some(_) => {
+            if tx.one(SELECT_QUEUED, args![target.as_str(), command.uuid.as_str(), tenant.as_str()]).await?.is_some() {
+                return Ok(EnqueueOutcome::AlreadyQueued { uuid: command.uuid.clone() });
+            }
+        }
+        None => {
+            let body = sealed::seal(&command.raw);
+            let args = args![tenant.as_str(), command.uuid.as_str(), command.request_type.as_str(), body, sha256, now.as_millis()];
+            tx.run(INSERT_COMMAND, args).await?;
+        }
+    }
+    if let Some(key) = &options.collapse_key {
+        for row in tx.all(SELECT_COLLAPSED, args![target.as_str(), key.as_str(), origin]).await? {
+            finish(tx, &Row::of(&row)?, "cancelled", cause, now).await?;
+        }
+    }
+    tx.run(
+        INSERT_QUEUED,
+        args![
+            tenant.as_str(),
+            target.as_str(),
+            command.uuid.as_str(),
+            i64::from(options.priority),
+            millis(options.not_before),
+            millis(options.expires_at),
+            options.collapse_key.as_deref(),
+            options.idempotency_key.as_deref(),
+            origin,
+            i64::from(cause.hops),
+            i64::from(options.push),
+            now.as_millis(),
+            now.as_millis(),
+        ],
+    )
+    .await?;
+    tx.after_commit(Change::Pending(target.clone(), true));
+    let about = About { uuid: &command.uuid, request_type: &command.request_type, status: "queued", origin };
+    emit_command(tx, tenant, target, "command.queued", &about, None, cause, now).await?;
+    Ok(EnqueueOutcome::Queued { uuid: command.uuid.clone() })
+}
+
+async fn poll(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    reoffer_sent: bool,
+    now: Timestamp,
+) -> Result<Option<NextCommand>, StorageError> {
+    tx.run(CLEAR_NOT_NOW, args![now.as_millis(), id.as_str()]).await?;
+    next(tx, tenant, id, reoffer_sent, now).await
+}
+
+/// Expired commands that one request finds on its way and marks; more are left to the sweep, and skipped.
+const EXPIRED_ON_THE_WAY: usize = 32;
+
+/// Takes the next command that may go out.
+async fn next(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    reoffer_sent: bool,
+    now: Timestamp,
+) -> Result<Option<NextCommand>, StorageError> {
+    let Some(channel) = tx.one(SELECT_CHANNEL, args![id.as_str(), tenant.as_str()]).await? else {
+        return Ok(None);
+    };
+    // Between Authenticate and TokenUpdate, and after CheckOut, a device is told nothing.
+    if state(&channel.text(0)?)? != EnrollmentState::Enrolled {
+        return Ok(None);
+    }
+    let quarantined_by = channel.opt_text(1)?;
+    let any_origin = i64::from(quarantined_by.is_none());
+    let only_origin = format!("plugin:{}", quarantined_by.unwrap_or_default());
+    let states: &[&str] = if reoffer_sent { &["sent", "queued"] } else { &["queued"] };
+    let mut found_expired = 0;
+    for &state in states {
+        loop {
+            let expires_after = if found_expired < EXPIRED_ON_THE_WAY { i64::MIN } else { now.as_millis() };
+            let args = args![id.as_str(), state, now.as_millis(), expires_after, any_origin, only_origin.as_str()];
+            let Some(row) = tx.one(SELECT_NEXT, args).await? else {
+                break;
+            };
+            let row = Row::of(&row)?;
+            if row.expires_at.is_some_and(|at| at <= now) {
+                found_expired += 1;
+                finish(tx, &row, "expired", &Cause::default(), now).await?;
+                continue;
+            }
+            return send(tx, row, now).await.map(Some);
+        }
+    }
+    if tx.one(HAS_OPEN, args![id.as_str()]).await?.is_none() {
+        tx.after_commit(Change::Pending(id.clone(), false));
+    }
+    Ok(None)
+}
+
+async fn send(tx: &mut Tx, row: Row, now: Timestamp) -> Result<NextCommand, StorageError> {
+    let Some(body) = tx.one(SELECT_BODY, args![row.tenant.as_str(), row.uuid.as_str()]).await? else {
+        return Err(StorageError::corrupt(format!("command {} of enrollment {} has no body", row.uuid, row.enrollment)));
+    };
+    let body = body.sealed(0)?;
+    tx.run(MARK_SENT, args![now.as_millis(), now.as_millis(), row.sequence]).await?;
+    emit_row(tx, &row, "command.sent", "sent", None, &Cause::default(), now).await?;
+    let deliveries = u32::try_from(row.deliveries + 1).unwrap_or(u32::MAX);
+    Ok(NextCommand { uuid: row.uuid, request_type: row.request_type, body, deliveries })
+}
+
+/// The status that a malformed report is kept under.
+const MALFORMED: &str = "Malformed";
+
+async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<Recorded, StorageError> {
+    let ReportInput { tenant, id, command_uuid, now, .. } = input;
+    let found = match &input.status {
+        Some(_) => tx.one(SELECT_QUEUED, args![id.as_str(), command_uuid.as_str(), tenant.as_str()]).await?,
+        None => {
+            let args = args![tenant.as_str(), command_uuid.as_str(), id.as_str(), id.as_str(), id.as_str()];
+            let Some(row) = tx.one(SELECT_SENT_TO, args).await? else {
+                return Ok(Recorded::Refused);
+            };
+            Some(row)
+        }
+    };
+    let status = input.status.as_ref().map_or(MALFORMED, Status::as_str);
+    let Some(row) = found else {
+        if !is_known(tx, tenant, id).await? {
+            return Ok(Recorded::Refused);
+        }
+        return orphan(tx, input, id, status).await;
+    };
+    let row = Row::of(&row)?;
+    if !row.is_open() {
+        if is_repeated(tx, input, &row, status).await? {
+            return Ok(Recorded::Repeated);
+        }
+        return orphan(tx, input, &row.enrollment, status).await;
+    }
+    if matches!(row.state.as_str(), "reviewing" | "held") && row.deliveries == 0 {
+        return orphan(tx, input, &row.enrollment, status).await;
+    }
+    if input.status == Some(Status::NotNow) {
+        return not_now(tx, input, &row).await;
+    }
+    store_result(tx, input, &row, status, true).await?;
+    let (state, topic) = match &input.status {
+        Some(Status::Acknowledged) => ("acknowledged", "command.acknowledged"),
+        Some(Status::CommandFormatError) => ("errored", "command.format-error"),
+        _ => ("errored", "command.errored"),
+    };
+    tx.run(FINISH, args![state, now.as_millis(), now.as_millis(), row.sequence]).await?;
+    // The device answers, whoever queued the command: no plugin effect stands between.
+    emit_row(tx, &row, topic, status, Some(input), &Cause::default(), *now).await?;
+    if state == "acknowledged" {
+        acknowledged(tx, input, &row).await?;
+    }
+    Ok(Recorded::Final)
+}
+
+/// What some commands change in the enrollment itself.
+async fn acknowledged(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<(), StorageError> {
+    match row.request_type.as_str() {
+        // After the wipe the same device comes back as a new one: it must not find the old one's commands.
+        "EraseDevice" => {
+            let channel = tx.one(SELECT_CHANNEL, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
+            let parent = channel.map(|channel| channel.opt_text(2)).transpose()?.flatten();
+            let device = parent.map_or_else(|| row.enrollment.clone(), EnrollmentId::new);
+            clear_queue(tx, &input.tenant, &device, &Cause::default(), input.now).await
+        }
+        "DeviceConfigured" | "UserConfigured" => configuration_released(tx, &input.tenant, &row.enrollment, input.now).await,
+        _ => Ok(()),
+    }
+}
+
+async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded, StorageError> {
+    // Each NotNow answers one delivery; one more for the same delivery is the same report again.
+    if row.deliveries > 0 && row.not_now_deliveries == row.deliveries {
+        return Ok(Recorded::Repeated);
+    }
+    store_result(tx, input, row, Status::NotNow.as_str(), false).await?;
+    tx.run(MARK_NOT_NOW, args![input.now.as_millis(), row.sequence]).await?;
+    emit_row(tx, row, "command.not-now", Status::NotNow.as_str(), Some(input), &Cause::default(), input.now).await?;
+    Ok(Recorded::NotNow)
+}
+
+async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<bool, StorageError> {
+    match tx.one(SELECT_RESULT, args![row.enrollment.as_str(), row.uuid.as_str()]).await? {
+        Some(stored) => Ok(stored.text(0)? == status && stored.sealed(1)? == input.raw),
+        None => Ok(false),
+    }
+}
+
+async fn store_result(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str, is_final: bool) -> Result<(), StorageError> {
+    tx.run(
+        UPSERT_RESULT,
+        args![
+            row.tenant.as_str(),
+            row.enrollment.as_str(),
+            row.uuid.as_str(),
+            status,
+            i64::from(is_final),
+            sealed::seal(&input.raw),
+            input.now.as_millis(),
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {
+    tx.run(
+        INSERT_ORPHAN,
+        args![
+            input.tenant.as_str(),
+            id.as_str(),
+            input.command_uuid.as_str(),
+            status,
+            sealed::seal(&input.raw),
+            input.now.as_millis(),
+        ],
+    )
+    .await?;
+    tx.run(TRIM_ORPHANS, args![id.as_str(), id.as_str(), ORPHANS]).await?;
+    Ok(Recorded::Orphan)
+}
+
+/// Cancels an open command; `false`: finished or unknown.
+pub(crate) async fn cancel(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    uuid: &str,
+    cause: &Cause,
+    now: Timestamp,
+) -> Result<bool, StorageError> {
+    let Some(row) = tx.one(SELECT_QUEUED, args![id.as_str(), uuid, tenant.as_str()]).await? else {
+        return Ok(false);
+    };
+    let row = Row::of(&row)?;
+    if row.is_open() {
+        finish(tx, &row, "cancelled", cause, now).await?;
+    }
+    Ok(row.is_open())
+}
+
+/// Whether [`cancel`] would.
+pub(crate) async fn is_cancellable(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<bool, StorageError> {
+    match tx.one(SELECT_QUEUED, args![id.as_str(), uuid, tenant.as_str()]).await? {
+        Some(row) => Ok(Row::of(&row)?.is_open()),
+        None => Ok(false),
+    }
+}
+
+/// Whether the tenant used the UUID for other bytes.
+pub(crate) async fn is_reused(tx: &mut Tx, tenant: &TenantId, command: &Command) -> Result<bool, StorageError> {
+    match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
+        Some(row) => Ok(row.text(0)? != digest(&command.raw)),
+        None => Ok(false),
+    }
+}
+
+/// Ends a command without a report: `expired` or `cancelled`.
+async fn finish(tx: &mut Tx, row: &Row, state: &str, cause: &Cause, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(FINISH, args![state, now.as_millis(), now.as_millis(), row.sequence]).await?;
+    let topic = if state == "expired" { "command.expired" } else { "command.cancelled" };
+    emit_row(tx, row, topic, state, None, cause, now).await
+}
+
+/// Cancels all open commands of a device and its users.
+pub(crate) async fn clear_queue(tx: &mut Tx, tenant: &TenantId, device: &EnrollmentId, cause: &Cause, now: Timestamp) -> Result<(), StorageError> {
+    let rows = tx.all(SELECT_OPEN_OF_DEVICE, args![device.as_str(), device.as_str()]).await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    tx.run(FINISH_ALL_OF_DEVICE, args![now.as_millis(), now.as_millis(), device.as_str(), device.as_str()]).await?;
+    for row in &rows {
+        let row = Row::of(row)?;
+        tx.after_commit(Change::Pending(row.enrollment.clone(), false));
+        if !wanted(tx, tenant, "command.cancelled", Some(&row.request_type), cause).is_empty() {
+            emit_row(tx, &row, "command.cancelled", "cancelled", None, cause, now).await?;
+        }
+    }
+    Ok(())
+}
+
+/// What an event says of its command.
+struct About<'a> {
+    uuid: &'a str,
+    request_type: &'a str,
+    status: &'a str,
+    origin: &'a str,
+}
+
+async fn emit_row(
+    tx: &mut Tx,
+    row: &Row,
+    topic: &str,
+    status: &str,
+    report: Option<&ReportInput>,
+    cause: &Cause,
+    now: Timestamp,
+) -> Result<(), StorageError> {
+    let about = About { uuid: &row.uuid, request_type: &row.request_type, status, origin: &row.origin };
+    emit_command(tx, &row.tenant, &row.enrollment, topic, &about, report, cause, now).await
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of an event, said once here")]
+async fn emit_command(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    topic: &str,
+    about: &About<'_>,
+    report: Option<&ReportInput>,
+    cause: &Cause,
+    now: Timestamp,
+) -> Result<(), StorageError> {
+    let happened = Happened { tenant, topic, request_type: Some(about.request_type), at: now, who: Some(id), cause };
+    emit(tx, happened, || json!({ "command": command_data(about, report) })).await
+}
+
+fn command_data(about: &About<'_>, report: Option<&ReportInput>) -> Value {
+    let mut command = json!({
+        "uuid": about.uuid,
+        "request_type": about.request_type,
+        "status": about.status,
+        "origin": about.origin,
+    });
+    if let Some(document) = report.and_then(|report| report.document.as_ref()) {
+        let document = redacted(document);
+        if let Some(chain) = document.get("ErrorChain") {
+            command["error_chain"] = chain.clone();
+        }
+        command["report"] = document;
+    }
+    command
 }

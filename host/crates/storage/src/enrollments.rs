@@ -1,8 +1,19 @@
-use crate::effects::{Applied, PluginEffects};
-use crate::events::EnrollmentRecord;
-use crate::{Storage, StorageError};
+//! Enrollments: how they begin, go on and end.
+
+use crate::audit::{self, AuditRow};
+use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
+use crate::commands::clear_queue;
+use crate::effects::{self, Applied, Checked, PluginEffects};
+use crate::events::{Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state};
+use crate::memory::Change;
+use crate::sql::{Columns, args};
+use crate::writer::{Class, Outcome, Tx};
+use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -10,137 +21,613 @@ use wasmdm_protocol::time::Timestamp;
 /// An Authenticate that may be stored: verified and allowed.
 #[derive(Debug, Clone)]
 pub struct Authenticate {
+    /// The owner of the topic, or of the certificate.
     pub tenant: TenantId,
+    /// A device's channel.
     pub enrollment: Enrollment,
+    /// The push topic; later TokenUpdates must name the same.
     pub topic: String,
+    /// What the message says of the device.
     pub facts: DeviceFacts,
+    /// As received.
     pub raw: Bytes,
+    /// Parsed.
     pub document: wasmdm_protocol::plist::Value,
+    /// Whom the message was signed by.
     pub certificate: Certificate,
+    /// Of the URL that the device called.
     pub url_params: BTreeMap<String, String>,
+    /// Tags that policies give it.
     pub tags: Vec<String>,
     /// The plugin that quarantines it.
     pub quarantined_by: Option<String>,
     /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment and in the event `enrollment.enrolling`.
-    pub decisions: serde_json::Value,
+    pub decisions: Value,
+    /// What the policies wrote.
     pub effects: Vec<PluginEffects>,
-    pub audit: Vec<crate::audit::AuditRow>,
+    /// Rows for the audit.
+    pub audit: Vec<AuditRow>,
+    /// When it arrived.
     pub now: Timestamp,
 }
 
+/// What became of an [`Authenticate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Authenticated {
+    /// It is enrolling.
     Stored {
         /// The enrollment was known before.
         re_enrolling: bool,
     },
-    /// The certificate is bound to another enrollment, or the enrollment belongs to another tenant: nothing was written.
-    Refused { reason: String },
+    /// The certificate is bound to another enrollment, or was replaced, or the enrollment belongs to another tenant: nothing was written.
+    Refused {
+        /// For the log.
+        reason: String,
+    },
 }
 
-#[derive(Debug, Clone)]
+/// A TokenUpdate of a device or a user.
+#[derive(Clone)]
 pub struct TokenUpdate {
+    /// The tenant of the certificate.
     pub tenant: TenantId,
+    /// A device's channel or a user's.
     pub enrollment: Enrollment,
+    /// What the message says; what it does not say stays.
     pub facts: DeviceFacts,
+    /// The push topic.
     pub topic: String,
+    /// What a push must contain.
     pub push_magic: String,
+    /// Where a push goes.
     pub token: Bytes,
+    /// Absent keeps the old one.
     pub unlock_token: Option<Bytes>,
+    /// Absent keeps what is known.
     pub awaiting_configuration: Option<bool>,
+    /// As received.
     pub raw: Bytes,
+    /// Parsed.
     pub document: wasmdm_protocol::plist::Value,
+    /// When it arrived.
     pub now: Timestamp,
 }
 
+/// Without tokens and raw bytes.
+impl fmt::Debug for TokenUpdate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenUpdate")
+            .field("tenant", &self.tenant)
+            .field("enrollment", &self.enrollment)
+            .field("topic", &self.topic)
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What became of a [`TokenUpdate`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenUpdated {
+    /// It is enrolled.
     Stored {
         /// 1 is the first since Authenticate.
         tally: u32,
     },
     /// Unknown enrollment (of a device), another topic than Authenticate's, or checked out without a new Authenticate: nothing was written.
-    Refused { reason: String },
+    Refused {
+        /// For the log.
+        reason: String,
+    },
 }
 
 impl Storage {
-    pub async fn authenticate(
-        &self,
-        _message: Authenticate,
-    ) -> Result<Applied<Authenticated>, StorageError> {
-        todo!()
+    /// Begins an enrollment anew: the queue of the device and its users is cancelled, tokens are dropped, users' channels are disabled,
+    /// and the certificate becomes the device's only one.
+    ///
+    /// # Errors
+    /// [`StorageError::Invalid`] when an effect of a policy can never be stored.
+    pub async fn authenticate(&self, message: Authenticate) -> Result<Applied<Authenticated>, StorageError> {
+        let message = Arc::new(message);
+        self.write(Class::Answer, move |tx| {
+            let message = Arc::clone(&message);
+            Box::pin(async move { Ok(Outcome::Commit(authenticate(tx, &message).await?)) })
+        })
+        .await
     }
-    pub async fn token_update(&self, _message: TokenUpdate) -> Result<TokenUpdated, StorageError> {
-        todo!()
+
+    /// Replaces topic, token and magic together; the first one after an Authenticate enrolls.
+    pub async fn token_update(&self, message: TokenUpdate) -> Result<TokenUpdated, StorageError> {
+        let message = Arc::new(message);
+        self.write(Class::Answer, move |tx| {
+            let message = Arc::clone(&message);
+            Box::pin(async move { Ok(Outcome::Commit(token_update(tx, &message).await?)) })
+        })
+        .await
     }
+
     /// Disables it (a device: with its users), emits `enrollment.checked-out`. `false`: unknown.
-    pub async fn check_out(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-        _raw: Bytes,
-        _now: Timestamp,
-    ) -> Result<bool, StorageError> {
-        todo!()
+    pub async fn check_out(&self, tenant: &TenantId, id: &EnrollmentId, raw: Bytes, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, raw) = (tenant.clone(), id.clone(), raw.clone());
+            Box::pin(async move { Ok(Outcome::Commit(check_out(tx, &tenant, &id, &raw, now).await?)) })
+        })
+        .await
     }
-    /// `None` deletes it. `false`: unknown enrollment.
+
+    /// `None` or an empty token deletes it. `false`: unknown enrollment.
     pub async fn set_bootstrap_token(
         &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-        _token: Option<Bytes>,
-        _awaiting_configuration: Option<bool>,
-        _now: Timestamp,
+        tenant: &TenantId,
+        id: &EnrollmentId,
+        token: Option<Bytes>,
+        awaiting_configuration: Option<bool>,
+        now: Timestamp,
     ) -> Result<bool, StorageError> {
-        todo!()
+        let (tenant, id) = (tenant.clone(), id.clone());
+        let token = token.filter(|token| !token.is_empty());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, token) = (tenant.clone(), id.clone(), token.clone());
+            Box::pin(async move {
+                Ok(Outcome::Commit(set_bootstrap_token(tx, &tenant, &id, token.as_deref(), awaiting_configuration, now).await?))
+            })
+        })
+        .await
     }
-    pub async fn bootstrap_token(
-        &self,
-        _tenant: &TenantId,
-        _id: &EnrollmentId,
-    ) -> Result<Option<Bytes>, StorageError> {
-        todo!()
+
+    /// The escrowed bootstrap token, if there is one.
+    pub async fn bootstrap_token(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Option<Bytes>, StorageError> {
+        self.token(tenant, id, BOOTSTRAP_TOKEN).await
     }
-    /// By id over the whole server: ids are unique.
-    pub async fn enrollment(
-        &self,
-        _id: &EnrollmentId,
-    ) -> Result<Option<EnrollmentRecord>, StorageError> {
-        todo!()
+
+    /// The device's latest unlock token, if there is one.
+    pub async fn unlock_token(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Option<Bytes>, StorageError> {
+        self.token(tenant, id, UNLOCK_TOKEN).await
     }
-    pub async fn enrollments_by_serial_number(
-        &self,
-        _tenant: &TenantId,
-        _serial_number: &str,
-    ) -> Result<Vec<EnrollmentRecord>, StorageError> {
-        todo!()
+
+    async fn token(&self, tenant: &TenantId, id: &EnrollmentId, name: &str) -> Result<Option<Bytes>, StorageError> {
+        self.read_one(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?.map(|row| row.sealed(0)).transpose()
     }
+
+    /// Devices of that serial number, at most 1,000, in the order of their ids.
+    pub async fn enrollments_by_serial_number(&self, tenant: &TenantId, serial_number: &str) -> Result<Vec<EnrollmentRecord>, StorageError> {
+        self.records(SELECT_BY_SERIAL_NUMBER, args![tenant.as_str(), serial_number]).await
+    }
+
     /// In the order of ids, after `cursor` (the last id of the page before).
     pub async fn query_enrollments(
         &self,
-        _tenant: &TenantId,
-        _filter: &EnrollmentFilter,
-        _cursor: Option<&str>,
-        _limit: u32,
+        tenant: &TenantId,
+        filter: &EnrollmentFilter,
+        cursor: Option<&str>,
+        limit: u32,
     ) -> Result<Vec<EnrollmentRecord>, StorageError> {
-        todo!()
+        let given = |field: &Option<String>| i64::from(field.is_some());
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let args = args![
+            tenant.as_str(),
+            cursor.unwrap_or_default(),
+            given(&filter.kind),
+            text(&filter.kind),
+            given(&filter.state),
+            text(&filter.state),
+            given(&filter.serial_number),
+            text(&filter.serial_number),
+            given(&filter.model),
+            text(&filter.model),
+            given(&filter.tag),
+            text(&filter.tag),
+            i64::from(limit),
+        ];
+        self.records(QUERY_RECORDS, args).await
     }
-    /// Coalesced in memory, flushed every second or so.
-    pub fn touch(&self, _id: &EnrollmentId, _now: Timestamp) {
-        todo!()
+
+    /// Coalesced in memory, flushed every second or so. An unknown enrollment is ignored.
+    pub fn touch(&self, id: &EnrollmentId, now: Timestamp) {
+        self.inner.memory.touch(id, now);
     }
-    /// Device and user channels that are enrolled, by state: for the metric.
+
+    /// Device and user channels, by state: for the metric.
     pub async fn count_enrollments(&self) -> Result<BTreeMap<String, u64>, StorageError> {
-        todo!()
+        let mut counts: BTreeMap<String, u64> = EnrollmentState::ALL.iter().map(|state| (state.as_str().to_owned(), 0)).collect();
+        for row in self.read_all(COUNT_BY_STATE, args![]).await? {
+            counts.insert(row.text(0)?, u64::from(row.count(1)?));
+        }
+        Ok(counts)
     }
 }
 
 /// All that are given must match.
 #[derive(Debug, Clone, Default)]
 pub struct EnrollmentFilter {
+    /// `device`, `user`, …
     pub kind: Option<String>,
+    /// `enrolling`, `enrolled`, `checked-out`.
     pub state: Option<String>,
+    /// One of its tags.
     pub tag: Option<String>,
+    /// The whole serial number.
     pub serial_number: Option<String>,
+    /// The whole model.
     pub model: Option<String>,
+}
+
+const UNLOCK_TOKEN: &str = "unlock-token";
+const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
+/// The tag of an enrollment in quarantine.
+const QUARANTINED: &str = "quarantined";
+
+const COUNT_BY_STATE: &str = "SELECT state, COUNT(*) FROM enrollments GROUP BY state";
+const SELECT_ENROLLMENT: &str = "SELECT tenant_id, kind, state, topic, tally, re_enrolling, awaiting_configuration, facts, push_magic, push_token, parent_id \
+    FROM enrollments WHERE id = ?";
+const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
+    (id, tenant_id, kind, topic, state, generation, tally, re_enrolling, quarantined_by, serial_number, model, facts, url_params, decisions, \
+     authenticated_at, created_at, updated_at) \
+    VALUES (?, ?, ?, ?, 'enrolling', 1, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+    ON CONFLICT (id) DO UPDATE SET topic = excluded.topic, state = 'enrolling', generation = enrollments.generation + 1, tally = 0, \
+     re_enrolling = excluded.re_enrolling, awaiting_configuration = NULL, quarantined_by = excluded.quarantined_by, \
+     serial_number = excluded.serial_number, model = excluded.model, facts = excluded.facts, url_params = excluded.url_params, \
+     decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, \
+     authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
+const INSERT_USER: &str = "INSERT INTO enrollments \
+    (id, tenant_id, parent_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, created_at, updated_at) \
+    VALUES (?, ?, ?, ?, ?, 'enrolling', 1, 0, 0, '{}', ?, '[]', ?, ?)";
+const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
+    push_magic = ?, push_token = ?, enrolled_at = COALESCE(enrolled_at, ?), checked_out_at = NULL, updated_at = ? WHERE id = ?";
+const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
+    ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
+const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
+const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
+    ON CONFLICT (enrollment_id, name) DO UPDATE SET token = excluded.token, stored_at = excluded.stored_at";
+const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
+const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
+const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
+const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, \
+    checked_out_at = ?, updated_at = ? WHERE id = ?";
+const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, \
+    checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
+const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
+const REPLACE_BINDINGS: &str = "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND sha256 <> ?";
+const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
+    (sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
+const INSERT_TAG: &str = "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
+const DELETE_TAG: &str = "DELETE FROM enrollment_tags WHERE enrollment_id = ? AND tag = ?";
+const RELEASE: &str = "UPDATE enrollments SET quarantined_by = NULL, updated_at = ? WHERE id = ? AND tenant_id = ? AND quarantined_by IS NOT NULL";
+
+fn refused(reason: &str) -> Applied<Authenticated> {
+    Applied::Done(Authenticated::Refused { reason: reason.to_owned() })
+}
+
+async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Authenticated>, StorageError> {
+    let Authenticate { tenant, enrollment, now, .. } = message;
+    let id = &enrollment.id;
+    let sha256 = hex(&message.certificate.sha256);
+
+    let bound = tx.one(SELECT_BINDING, args![sha256.as_str()]).await?.map(|row| binding(&row)).transpose()?;
+    match &bound {
+        Some(bound) if bound.enrollment != *id => return Ok(refused("its certificate is bound to another enrollment")),
+        Some(bound) if bound.replaced => return Ok(refused("its certificate was replaced by a later Authenticate")),
+        _ => {}
+    }
+    let known = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await?;
+    if let Some(known) = &known {
+        if known.text(0)? != tenant.as_str() {
+            return Ok(refused("it belongs to another tenant"));
+        }
+        if known.opt_text(10)?.is_some() {
+            return Ok(refused("it is the channel of a user"));
+        }
+    }
+    let re_enrolling = known.is_some();
+    for plugin in &message.effects {
+        match effects::check(tx, plugin, *now).await? {
+            Checked::Sound => {}
+            Checked::Conflict(what) => return Ok(Applied::Conflict(what)),
+            Checked::Rejected(problem) => return Err(StorageError::Invalid { field: "effects", problem }),
+        }
+    }
+
+    let facts = json(&message.facts)?;
+    tx.run(
+        UPSERT_ENROLLMENT,
+        args![
+            id.as_str(),
+            tenant.as_str(),
+            enrollment.kind.as_str(),
+            message.topic.as_str(),
+            i64::from(re_enrolling),
+            message.quarantined_by.as_deref(),
+            message.facts.serial_number.as_deref(),
+            message.facts.model.as_deref(),
+            facts,
+            sealed::seal(json(&message.url_params)?.as_bytes()),
+            message.decisions.to_string(),
+            now.as_millis(),
+            now.as_millis(),
+            now.as_millis(),
+        ],
+    )
+    .await?;
+    store_message(tx, tenant, id, "Authenticate", &message.raw, *now).await?;
+    if re_enrolling {
+        tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
+        tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
+        tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+        tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), sha256.as_str()]).await?;
+        tx.after_commit(Change::BindingsOf(id.clone()));
+    }
+    if bound.is_none() {
+        let certificate = &message.certificate;
+        tx.run(
+            INSERT_BINDING,
+            args![
+                sha256,
+                tenant.as_str(),
+                id.as_str(),
+                sealed::seal(&certificate.der),
+                certificate.subject.as_str(),
+                certificate.issuer.as_str(),
+                certificate.not_before.as_millis(),
+                certificate.not_after.as_millis(),
+                now.as_millis(),
+            ],
+        )
+        .await?;
+    }
+    let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
+    tx.after_commit(Change::Binding(message.certificate.sha256, binding));
+    for tag in &message.tags {
+        add_tag(tx, tenant, id, tag, *now).await?;
+    }
+    if message.quarantined_by.is_some() {
+        add_tag(tx, tenant, id, QUARANTINED, *now).await?;
+    } else if re_enrolling {
+        remove_tag(tx, id, QUARANTINED).await?;
+    }
+    tx.after_commit(Change::Seen(id.clone(), *now));
+
+    if re_enrolling {
+        clear_queue(tx, tenant, id, &Cause::default(), *now).await?;
+    }
+    for plugin in &message.effects {
+        effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, *now).await?;
+    }
+    for row in &message.audit {
+        audit::insert(tx, row).await?;
+    }
+    let happened = Happened { tenant, topic: "enrollment.enrolling", request_type: None, at: *now, who: Some(id), cause: &Cause::default() };
+    emit(tx, happened, || json!({ "message": redacted(&message.document), "re_enrolling": re_enrolling, "decisions": message.decisions })).await?;
+    emit_check_in(tx, tenant, id, "checkin.Authenticate", *now, || redacted(&message.document)).await?;
+    Ok(Applied::Done(Authenticated::Stored { re_enrolling }))
+}
+
+async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated, StorageError> {
+    let refused = |reason: &str| Ok(TokenUpdated::Refused { reason: reason.to_owned() });
+    let TokenUpdate { tenant, enrollment, now, .. } = message;
+    let id = &enrollment.id;
+    if let Some(parent) = &enrollment.parent {
+        let Some(device) = tx.one(SELECT_ENROLLMENT, args![parent.as_str()]).await? else {
+            return refused("its device is unknown");
+        };
+        if device.text(0)? != tenant.as_str() {
+            return refused("its device belongs to another tenant");
+        }
+        if state(&device.text(2)?)? != EnrollmentState::Enrolled {
+            return refused("its device is not enrolled");
+        }
+        if device.text(3)? != message.topic {
+            return refused("its topic is not that of its device");
+        }
+    }
+    let row = match tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await? {
+        Some(row) => row,
+        None => {
+            let Some(parent) = &enrollment.parent else {
+                return refused("it is unknown");
+            };
+            let no_params = sealed::seal(b"{}");
+            let kind = enrollment.kind.as_str();
+            let args = args![id.as_str(), tenant.as_str(), parent.as_str(), kind, message.topic.as_str(), no_params, now.as_millis(), now.as_millis()];
+            tx.run(INSERT_USER, args).await?;
+            let Some(row) = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await? else {
+                return Err(StorageError::corrupt(format!("enrollment {id} is not there after it was inserted")));
+            };
+            row
+        }
+    };
+    if row.text(0)? != tenant.as_str() {
+        return refused("it belongs to another tenant");
+    }
+    if row.opt_text(10)?.as_deref() != enrollment.parent.as_ref().map(EnrollmentId::as_str) {
+        return refused("it is another kind of channel");
+    }
+    if enrollment.parent.is_none() && state(&row.text(2)?)? == EnrollmentState::CheckedOut {
+        return refused("it has checked out");
+    }
+    if row.text(3)? != message.topic {
+        return refused("its topic is not that of its Authenticate");
+    }
+
+    let tally = row.count(4)?.saturating_add(1);
+    let re_enrolling = row.flag(5)?;
+    let was_awaiting = row.opt_int(6)?;
+    let awaiting = message.awaiting_configuration.map(i64::from).or(was_awaiting);
+    let facts = merged(&row.text(7)?, &message.facts)?;
+    let rotated = tally > 1
+        && (row.opt_blob(8)?.map(sealed::open).transpose()?.as_deref() != Some(message.push_magic.as_bytes())
+            || row.opt_blob(9)?.map(sealed::open).transpose()?.as_deref() != Some(&*message.token));
+    tx.run(
+        UPDATE_ENROLLED,
+        args![
+            i64::from(tally),
+            awaiting,
+            json(&facts)?,
+            facts.serial_number.as_deref(),
+            facts.model.as_deref(),
+            sealed::seal(message.push_magic.as_bytes()),
+            sealed::seal(&message.token),
+            now.as_millis(),
+            now.as_millis(),
+            id.as_str(),
+        ],
+    )
+    .await?;
+    store_message(tx, tenant, id, "TokenUpdate", &message.raw, *now).await?;
+    if let Some(token) = &message.unlock_token {
+        tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), UNLOCK_TOKEN, sealed::seal(token), now.as_millis()]).await?;
+    }
+    tx.after_commit(Change::Seen(id.clone(), *now));
+
+    let outside = Cause::default();
+    let happened = |topic| Happened { tenant, topic, request_type: None, at: *now, who: Some(id), cause: &outside };
+    let data = || json!({ "message": redacted(&message.document) });
+    if tally == 1 && enrollment.parent.is_none() {
+        let data = || json!({ "message": redacted(&message.document), "re_enrolling": re_enrolling });
+        emit(tx, happened("enrollment.enrolled"), data).await?;
+    } else if tally == 1 {
+        emit(tx, happened("user.enrolled"), data).await?;
+    } else if rotated {
+        emit(tx, happened("push-token.rotated"), data).await?;
+    }
+    if awaiting == Some(1) && was_awaiting != Some(1) {
+        emit(tx, happened("configuration.awaiting"), data).await?;
+    }
+    emit(tx, happened("checkin.TokenUpdate"), data).await?;
+    Ok(TokenUpdated::Stored { tally })
+}
+
+async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Bytes, now: Timestamp) -> Result<bool, StorageError> {
+    if !is_known(tx, tenant, id).await? {
+        return Ok(false);
+    }
+    tx.run(DISABLE, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    store_message(tx, tenant, id, "CheckOut", raw, now).await?;
+    tx.after_commit(Change::Seen(id.clone(), now));
+    let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));
+    let happened =
+        Happened { tenant, topic: "enrollment.checked-out", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
+    emit(tx, happened, || json!({ "message": message() })).await?;
+    emit_check_in(tx, tenant, id, "checkin.CheckOut", now, message).await?;
+    Ok(true)
+}
+
+async fn set_bootstrap_token(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    token: Option<&[u8]>,
+    awaiting_configuration: Option<bool>,
+    now: Timestamp,
+) -> Result<bool, StorageError> {
+    let Some(row) = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await? else {
+        return Ok(false);
+    };
+    if row.text(0)? != tenant.as_str() {
+        return Ok(false);
+    }
+    match token {
+        Some(token) => tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), BOOTSTRAP_TOKEN, sealed::seal(token), now.as_millis()]).await?,
+        None => tx.run(DELETE_TOKEN, args![id.as_str(), BOOTSTRAP_TOKEN]).await?,
+    };
+    if let Some(awaiting) = awaiting_configuration {
+        tx.run(SET_AWAITING, args![i64::from(awaiting), now.as_millis(), id.as_str()]).await?;
+    }
+    tx.after_commit(Change::Seen(id.clone(), now));
+
+    let message = || {
+        let mut message = json!({ "MessageType": "SetBootstrapToken" });
+        if token.is_some() {
+            message["BootstrapToken"] = json!({ "$redacted": true });
+        }
+        if let Some(awaiting) = awaiting_configuration {
+            message["AwaitingConfiguration"] = awaiting.into();
+        }
+        message
+    };
+    let outside = Cause::default();
+    let happened = |topic| Happened { tenant, topic, request_type: None, at: now, who: Some(id), cause: &outside };
+    if token.is_some() {
+        emit(tx, happened("bootstrap-token.escrowed"), || json!({ "message": message() })).await?;
+    }
+    if awaiting_configuration == Some(true) && row.opt_int(6)? != Some(1) {
+        emit(tx, happened("configuration.awaiting"), || json!({ "message": message() })).await?;
+    }
+    emit(tx, happened("checkin.SetBootstrapToken"), || json!({ "message": message() })).await?;
+    Ok(true)
+}
+
+/// Setup Assistant goes on: DeviceConfigured or UserConfigured was acknowledged.
+pub(crate) async fn configuration_released(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(SET_AWAITING, args![0_i64, now.as_millis(), id.as_str()]).await?;
+    let happened =
+        Happened { tenant, topic: "configuration.released", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
+    emit(tx, happened, || json!({})).await
+}
+
+/// Whether it is an enrollment of the tenant.
+pub(crate) async fn is_known(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId) -> Result<bool, StorageError> {
+    match tx.one("SELECT tenant_id FROM enrollments WHERE id = ?", args![id.as_str()]).await? {
+        Some(row) => Ok(row.text(0)? == tenant.as_str()),
+        None => Ok(false),
+    }
+}
+
+/// Whether it is in quarantine.
+pub(crate) async fn is_quarantined(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId) -> Result<bool, StorageError> {
+    let sql = "SELECT 1 FROM enrollments WHERE id = ? AND tenant_id = ? AND quarantined_by IS NOT NULL";
+    Ok(tx.one(sql, args![id.as_str(), tenant.as_str()]).await?.is_some())
+}
+
+/// Ends a quarantine; `false`: there was none.
+pub(crate) async fn release(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, now: Timestamp) -> Result<bool, StorageError> {
+    if tx.run(RELEASE, args![now.as_millis(), id.as_str(), tenant.as_str()]).await? == 0 {
+        return Ok(false);
+    }
+    remove_tag(tx, id, QUARANTINED).await?;
+    Ok(true)
+}
+
+pub(crate) async fn add_tag(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, tag: &str, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(INSERT_TAG, args![tenant.as_str(), id.as_str(), tag, now.as_millis()]).await?;
+    Ok(())
+}
+
+pub(crate) async fn remove_tag(tx: &mut Tx, id: &EnrollmentId, tag: &str) -> Result<(), StorageError> {
+    tx.run(DELETE_TAG, args![id.as_str(), tag]).await?;
+    Ok(())
+}
+
+async fn store_message(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    message_type: &str,
+    raw: &[u8],
+    now: Timestamp,
+) -> Result<(), StorageError> {
+    tx.run(UPSERT_MESSAGE, args![tenant.as_str(), id.as_str(), message_type, sealed::seal(raw), now.as_millis()]).await?;
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StorageError> {
+    serde_json::to_string(value).map_err(|error| StorageError::Invalid { field: "facts", problem: error.to_string() })
+}
+
+/// What a message does not say stays as it was.
+fn merged(stored: &str, said: &DeviceFacts) -> Result<DeviceFacts, StorageError> {
+    let known: DeviceFacts =
+        serde_json::from_str(stored).map_err(|error| StorageError::corrupt(format!("the facts of an enrollment do not parse: {error}")))?;
+    let pick = |said: &Option<String>, known: Option<String>| said.clone().or(known);
+    Ok(DeviceFacts {
+        serial_number: pick(&said.serial_number, known.serial_number),
+        model: pick(&said.model, known.model),
+        model_name: pick(&said.model_name, known.model_name),
+        product_name: pick(&said.product_name, known.product_name),
+        os_version: pick(&said.os_version, known.os_version),
+        build_version: pick(&said.build_version, known.build_version),
+        user_short_name: pick(&said.user_short_name, known.user_short_name),
+        user_long_name: pick(&said.user_long_name, known.user_long_name),
+    })
 }

@@ -105,7 +105,8 @@ pub(crate) struct Happened<'a> {
     /// For the filter `topic:RequestType`.
     pub(crate) request_type: Option<&'a str>,
     pub(crate) at: Timestamp,
-    pub(crate) who: &'a EnrollmentId,
+    /// `None`: it is about no enrollment.
+    pub(crate) who: Option<&'a EnrollmentId>,
     pub(crate) cause: &'a Cause,
 }
 
@@ -129,15 +130,22 @@ pub(crate) async fn emit(tx: &mut Tx, happened: Happened<'_>, data: impl FnOnce(
     if lines.is_empty() {
         return Ok(());
     }
-    let who = record(tx, happened.who).await?;
-    let partition = who.as_ref().and_then(|who| who.parent.as_ref()).unwrap_or(happened.who).clone();
+    let who = match happened.who {
+        Some(id) => record(tx, id).await?,
+        None => None,
+    };
+    let partition = match (&who, happened.who) {
+        (Some(who), _) => who.parent.as_ref().unwrap_or(&who.id).as_str().to_owned(),
+        (None, Some(id)) => id.as_str().to_owned(),
+        (None, None) => happened.topic.to_owned(),
+    };
     let id = insert_event(tx, &happened, who.as_ref(), &data()).await?;
     for line in lines {
         let to = Address {
             tenant: happened.tenant,
             subscriber: &line.subscriber,
             interface: &line.subscription.interface,
-            partition: partition.as_str(),
+            partition: &partition,
         };
         deliver(tx, &to, &id, happened.at).await?;
     }
@@ -153,7 +161,7 @@ pub(crate) async fn emit_check_in(
     at: Timestamp,
     message: impl FnOnce() -> Value + Send,
 ) -> Result<(), StorageError> {
-    let happened = Happened { tenant, topic, request_type: None, at, who, cause: &Cause::default() };
+    let happened = Happened { tenant, topic, request_type: None, at, who: Some(who), cause: &Cause::default() };
     emit(tx, happened, || json!({ "message": message() })).await
 }
 
@@ -169,7 +177,6 @@ pub(crate) async fn insert_event(
 ) -> Result<String, StorageError> {
     let id = new_id(happened.at);
     let who = who.map(|who| sealed::seal(to_stored(who).to_string().as_bytes()));
-    let enrollment = (!happened.who.as_str().is_empty()).then_some(happened.who.as_str());
     tx.run(
         INSERT_EVENT,
         args![
@@ -178,7 +185,7 @@ pub(crate) async fn insert_event(
             happened.topic,
             happened.request_type,
             happened.at.as_millis(),
-            enrollment,
+            happened.who.map(EnrollmentId::as_str),
             who,
             sealed::seal(data.to_string().as_bytes()),
             i64::from(happened.cause.hops),

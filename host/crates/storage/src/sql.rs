@@ -3,8 +3,8 @@
 use crate::dialect::Dialect;
 use crate::{StorageError, sealed};
 use bytes::Bytes;
-use sqlx::any::{Any, AnyArguments, AnyConnection, AnyRow};
-use sqlx::{Arguments, Encode, Row, Type};
+use sqlx::any::{Any, AnyArguments, AnyRow};
+use sqlx::{AnyConnection, Arguments, Encode, Row, Type};
 use wasmdm_protocol::time::Timestamp;
 
 /// Values for the `?` of a statement.
@@ -27,10 +27,10 @@ impl Args {
 
 /// `args![tenant.as_str(), 5_i64]`
 macro_rules! args {
-    ($($value:expr),* $(,)?) => {{
-        #[expect(unused_mut, reason = "a statement may have no arguments")]
+    () => { $crate::sql::Args::default() };
+    ($($value:expr),+ $(,)?) => {{
         let mut args = $crate::sql::Args::default();
-        $(args.add($value);)*
+        $(args.add($value);)+
         args
     }};
 }

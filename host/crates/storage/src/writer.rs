@@ -11,8 +11,8 @@ use crate::sql::{Args, Db};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sqlx::any::{AnyConnectOptions, AnyConnection, AnyRow};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::any::{AnyConnectOptions, AnyRow};
+use sqlx::{AnyConnection, ConnectOptions, Connection};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -129,9 +129,10 @@ where
     }
 
     fn finish(self: Box<Self>, end: Result<(), StorageError>) {
-        let answer = end.and_then(|()| self.result.ok_or_else(|| StorageError::unavailable("the write did not run")));
+        let Self { result, reply, .. } = *self;
+        let answer = end.and_then(|()| result.ok_or_else(|| StorageError::unavailable("the write did not run")));
         // A caller that has gone does not need its answer.
-        drop(self.reply.send(answer));
+        drop(reply.send(answer));
     }
 }
 

@@ -19,11 +19,17 @@ pub(crate) mod runtime {
     use super::with;
 
     pub(crate) fn info() -> String {
-        with(|state| state.info.to_string())
+        with(|state| {
+            state.host_calls += 1;
+            state.info.to_string()
+        })
     }
 
     pub(crate) fn now() -> u64 {
-        with(|state| state.now)
+        with(|state| {
+            state.host_calls += 1;
+            state.now
+        })
     }
 }
 
@@ -33,12 +39,11 @@ pub(crate) mod log {
     use crate::mock::Line;
 
     pub(crate) fn write(severity: Level, message: &str, fields: &[(String, String)]) {
-        let line = Line {
-            level: severity,
-            message: message.to_owned(),
-            fields: fields.to_vec(),
-        };
-        with(|state| state.logs.push(line));
+        let line = Line { level: severity, message: message.to_owned(), fields: fields.to_vec() };
+        with(|state| {
+            state.host_calls += 1;
+            state.logs.push(line);
+        });
     }
 }
 
@@ -46,11 +51,17 @@ pub(crate) mod config {
     use super::with;
 
     pub(crate) fn get(key: &str) -> Option<String> {
-        with(|state| state.config.get(key).map(ToString::to_string))
+        with(|state| {
+            state.host_calls += 1;
+            state.config.get(key).map(ToString::to_string)
+        })
     }
 
     pub(crate) fn document() -> String {
-        with(|state| state.config.to_string())
+        with(|state| {
+            state.host_calls += 1;
+            state.config.to_string()
+        })
     }
 }
 
@@ -63,18 +74,11 @@ pub(crate) mod kv {
 
     fn live<'a>(state: &'a State, key: &str) -> Option<&'a Stored> {
         let stored = state.effects.pairs.get(key)?;
-        stored
-            .expires_at
-            .is_none_or(|at| state.now < at)
-            .then_some(stored)
+        stored.expires_at.is_none_or(|at| state.now < at).then_some(stored)
     }
 
     fn pair(key: &str, stored: &Stored) -> Pair {
-        Pair {
-            key: key.to_owned(),
-            value: stored.value.clone(),
-            version: stored.version.to_string(),
-        }
+        Pair { key: key.to_owned(), value: stored.value.clone(), version: stored.version.to_string() }
     }
 
     fn check(state: &State, key: &str, expected: &Precondition) -> Result<(), Failure> {
@@ -84,11 +88,7 @@ pub(crate) mod kv {
             Precondition::Absent => version.is_none(),
             Precondition::Version(wanted) => version.as_ref() == Some(wanted),
         };
-        if holds {
-            Ok(())
-        } else {
-            Err(Failure::conflict(format!("`{key}` has changed")))
-        }
+        if holds { Ok(()) } else { Err(Failure::conflict(format!("`{key}` has changed"))) }
     }
 
     pub(crate) fn get(key: &str) -> Result<Option<Pair>, Failure> {
@@ -98,35 +98,23 @@ pub(crate) mod kv {
         })
     }
 
-    pub(crate) fn put(
-        key: &str,
-        value: &[u8],
-        expected: &Precondition,
-        ttl_seconds: Option<u32>,
-    ) -> Result<String, Failure> {
+    pub(crate) fn put(key: &str, value: &[u8], expected: &Precondition, ttl_seconds: Option<u32>) -> Result<String, Failure> {
         with(|state| {
             admit(state, "kv")?;
             check(state, key, expected)?;
             if value.len() > state.limits.value_bytes {
-                return Err(Failure::new(
-                    "quota",
-                    format!("value of `{key}` is too long"),
-                ));
+                return Err(Failure::new("quota", format!("value of `{key}` is too long")));
             }
             state.effects.next_version += 1;
             let stored = Stored {
                 value: value.to_vec(),
                 version: state.effects.next_version,
-                expires_at: ttl_seconds
-                    .map(|seconds| state.now.saturating_add(u64::from(seconds) * 1000)),
+                expires_at: ttl_seconds.map(|seconds| state.now.saturating_add(u64::from(seconds) * 1000)),
             };
             let version = stored.version.to_string();
             state.effects.pairs.insert(key.to_owned(), stored);
             let pairs = &state.effects.pairs;
-            let bytes: usize = pairs
-                .iter()
-                .map(|(key, stored)| key.len() + stored.value.len())
-                .sum();
+            let bytes: usize = pairs.iter().map(|(key, stored)| key.len() + stored.value.len()).sum();
             if bytes > state.limits.kv_bytes || pairs.len() > state.limits.kv_keys {
                 return Err(Failure::new("quota", "the key-values are full"));
             }
@@ -159,9 +147,7 @@ pub(crate) mod kv {
                 .collect();
             let more = pairs.len() > limit;
             pairs.truncate(limit);
-            let cursor = more
-                .then(|| pairs.last().map(|pair| pair.key.clone()))
-                .flatten();
+            let cursor = more.then(|| pairs.last().map(|pair| pair.key.clone())).flatten();
             Ok(Page { pairs, cursor })
         })
     }
@@ -176,12 +162,7 @@ pub(crate) mod kv {
                 .ok_or_else(|| Failure::invalid(format!("`{key}` is no counter")))?,
         };
         let after = before.saturating_add(delta);
-        put(
-            key,
-            after.to_string().as_bytes(),
-            &Precondition::Anything,
-            None,
-        )?;
+        put(key, after.to_string().as_bytes(), &Precondition::Anything, None)?;
         Ok(after)
     }
 }
@@ -199,11 +180,7 @@ pub(crate) mod http {
                 return Err(Failure::new("quota", "too many HTTP requests"));
             }
             state.requests.push(outgoing.clone());
-            Ok((
-                state.responses.pop_front(),
-                state.respond.clone(),
-                state.limits.http_answer_bytes,
-            ))
+            Ok((state.responses.pop_front(), state.respond.clone(), state.limits.http_answer_bytes))
         })?;
         let response = match (scripted, respond) {
             (Some(scripted), _) => scripted?,
@@ -231,12 +208,7 @@ pub(crate) mod enrollments {
     }
 
     pub(crate) fn by_serial_number(serial_number: &str) -> Result<Vec<Enrollment>, Failure> {
-        Ok(query(
-            &json!({ "serial_number": serial_number }).to_string(),
-            None,
-            100,
-        )?
-        .found)
+        Ok(query(&json!({ "serial_number": serial_number }).to_string(), None, 100)?.found)
     }
 
     fn matches(enrollment: &Enrollment, key: &str, wanted: &str) -> Result<bool, Failure> {
@@ -268,9 +240,7 @@ pub(crate) mod enrollments {
             }
             let more = found.len() > limit;
             found.truncate(limit);
-            let cursor = more
-                .then(|| found.last().map(|last| last.id.clone()))
-                .flatten();
+            let cursor = more.then(|| found.last().map(|last| last.id.clone())).flatten();
             Ok(Page { found, cursor })
         })
     }
@@ -282,8 +252,7 @@ pub(crate) mod enrollments {
                 return Err(Failure::not_found(format!("no enrollment `{id}`")));
             };
             let mut facts: Value = serde_json::from_str(&enrollment.facts)?;
-            let mut tags: std::collections::BTreeSet<String> =
-                enrollment.read_facts()?.tags.into_iter().collect();
+            let mut tags: std::collections::BTreeSet<String> = enrollment.read_facts()?.tags.into_iter().collect();
             tags.extend(add.iter().cloned());
             tags.retain(|tag| !remove.contains(tag));
             if let Some(object) = facts.as_object_mut() {
@@ -322,30 +291,20 @@ pub(crate) mod commands {
         Ok(())
     }
 
-    pub(crate) fn validate(
-        command: &NewCommand,
-        _target: Option<&str>,
-    ) -> Result<Vec<String>, Failure> {
+    pub(crate) fn validate(command: &NewCommand, _target: Option<&str>) -> Result<Vec<String>, Failure> {
         with(|state| admit(state, "commands"))?;
         check(command)?;
         Ok(Vec::new())
     }
 
-    pub(crate) fn enqueue(
-        targets: &[String],
-        command: &NewCommand,
-    ) -> Result<Vec<Outcome>, Failure> {
+    pub(crate) fn enqueue(targets: &[String], command: &NewCommand) -> Result<Vec<Outcome>, Failure> {
         check(command)?;
         with(|state| {
             admit(state, "commands")?;
             let mut outcomes = Vec::new();
             for target in targets {
                 let key = command.options.idempotency_key.as_ref();
-                let same = |queued: &&Enqueued| {
-                    queued.target == *target
-                        && key.is_some()
-                        && queued.command.options.idempotency_key.as_ref() == key
-                };
+                let same = |queued: &&Enqueued| queued.target == *target && key.is_some() && queued.command.options.idempotency_key.as_ref() == key;
                 if let Some(first) = state.effects.enqueued.iter().find(same) {
                     outcomes.push(queued(target, first.uuid.clone()));
                     continue;
@@ -355,11 +314,7 @@ pub(crate) mod commands {
                 }
                 state.effects.next_uuid += 1;
                 let uuid = format!("command-{}", state.effects.next_uuid);
-                state.effects.enqueued.push(Enqueued {
-                    target: target.clone(),
-                    uuid: uuid.clone(),
-                    command: command.clone(),
-                });
+                state.effects.enqueued.push(Enqueued { target: target.clone(), uuid: uuid.clone(), command: command.clone() });
                 let status = CommandStatus {
                     uuid: uuid.clone(),
                     request_type: command.request_type().unwrap_or_default(),
@@ -368,10 +323,7 @@ pub(crate) mod commands {
                     report: None,
                     facts: "{}".to_owned(),
                 };
-                state
-                    .effects
-                    .statuses
-                    .insert((target.clone(), uuid.clone()), status);
+                state.effects.statuses.insert((target.clone(), uuid.clone()), status);
                 outcomes.push(queued(target, uuid));
             }
             Ok(outcomes)
@@ -383,9 +335,7 @@ pub(crate) mod commands {
             admit(state, "commands")?;
             let statuses = state.effects.statuses.iter();
             Ok(statuses
-                .filter(|((target, _), status)| {
-                    target == id && !FINAL.contains(&status.state.as_str())
-                })
+                .filter(|((target, _), status)| target == id && !FINAL.contains(&status.state.as_str()))
                 .map(|(_, status)| status.clone())
                 .collect())
         })
@@ -445,10 +395,7 @@ pub(crate) mod crypto {
                 return Err(Failure::invalid("length: at most 4096"));
             }
             let byte = |_| {
-                state.random = state
-                    .random
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                state.random = state.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 state.random.to_be_bytes()[0]
             };
             Ok((0..length).map(byte).collect())
@@ -469,12 +416,7 @@ pub(crate) mod timers {
                 return Err(Failure::new("quota", "too many timers"));
             }
             let who = who.map(str::to_owned);
-            let timer = Timer {
-                name: name.to_owned(),
-                who: who.clone(),
-                at,
-                data: data.to_vec(),
-            };
+            let timer = Timer { name: name.to_owned(), who: who.clone(), at, data: data.to_vec() };
             state.effects.timers.insert((name.to_owned(), who), timer);
             Ok(())
         })

@@ -29,10 +29,7 @@ fn put_if_answers_conflict_when_the_version_is_another() {
     let second = kv::put_if("k", b"2", &Precondition::Version(first.clone()), None).unwrap();
     assert_ne!(first, second);
     let refused = kv::put_if("k", b"3", &Precondition::Version(first), None).unwrap_err();
-    assert_eq!(
-        (refused.code.as_str(), refused.retryable),
-        ("conflict", true)
-    );
+    assert_eq!((refused.code.as_str(), refused.retryable), ("conflict", true));
     assert_eq!(kv::get("k").unwrap().unwrap(), b"2");
 }
 
@@ -49,10 +46,7 @@ fn a_value_is_forgotten_after_its_time() {
 #[test]
 fn scan_follows_pages_to_the_end() {
     let host = mock::Host::new();
-    host.set_limits(mock::Limits {
-        host_calls: 10_000,
-        ..Default::default()
-    });
+    host.set_limits(mock::Limits { host_calls: 10_000, ..Default::default() });
     for number in 0..2_500 {
         kv::put(&format!("in/{number:04}"), b"").unwrap();
     }
@@ -95,13 +89,7 @@ fn a_timer_set_again_moves_and_fires_once() {
     timers::set("t", host.now() + 10, Some("UDID-2"), b"c").unwrap();
     host.advance(10);
     let fired = host.due_timers();
-    assert_eq!(
-        fired
-            .iter()
-            .map(|timer| timer.data.as_slice())
-            .collect::<Vec<_>>(),
-        [b"c"]
-    );
+    assert_eq!(fired.iter().map(|timer| timer.data.as_slice()).collect::<Vec<_>>(), [b"c"]);
     host.advance(10);
     assert_eq!(host.due_timers().len(), 1);
     assert!(host.due_timers().is_empty());
@@ -112,21 +100,13 @@ fn answers_become_failures_by_their_status() {
     let answer = |status, retry_after: Option<&str>| {
         let mut response = mock::response(status, "");
         if let Some(seconds) = retry_after {
-            response
-                .headers
-                .push(("Retry-After".to_owned(), seconds.to_owned()));
+            response.headers.push(("Retry-After".to_owned(), seconds.to_owned()));
         }
-        response
-            .success()
-            .err()
-            .map(|failure| (failure.retryable, failure.retry_after_ms))
+        response.success().err().map(|failure| (failure.retryable, failure.retry_after_ms))
     };
     assert_eq!(answer(204, None), None);
     assert_eq!(answer(429, Some("7")), Some((true, Some(7_000))));
-    assert_eq!(
-        answer(429, Some("Wed, 21 Oct 2026 07:28:00 GMT")),
-        Some((true, None))
-    );
+    assert_eq!(answer(429, Some("Wed, 21 Oct 2026 07:28:00 GMT")), Some((true, None)));
     assert_eq!(answer(503, None), Some((true, None)));
     assert_eq!(answer(404, Some("7")), Some((false, None)));
     assert_eq!(answer(302, None), Some((false, None)));
@@ -135,10 +115,7 @@ fn answers_become_failures_by_their_status() {
 #[test]
 fn limits_of_a_call_are_kept_and_begin_anew_with_the_next() {
     let host = mock::Host::new();
-    host.set_limits(mock::Limits {
-        host_calls: 2,
-        ..Default::default()
-    });
+    host.set_limits(mock::Limits { host_calls: 2, ..Default::default() });
     let three = || {
         kv::get("a")?;
         kv::get("b")?;
@@ -152,17 +129,11 @@ fn limits_of_a_call_are_kept_and_begin_anew_with_the_next() {
 #[test]
 fn tags_change_what_a_query_finds() {
     let host = mock::Host::new();
-    host.add_enrollment(mock::enrollment(
-        "UDID-1",
-        json!({ "serial_number": "A", "tags": ["old"] }),
-    ));
+    host.add_enrollment(mock::enrollment("UDID-1", json!({ "serial_number": "A", "tags": ["old"] })));
     host.add_enrollment(mock::enrollment("UDID-2", json!({ "serial_number": "B" })));
     enrollments::tag("UDID-1", &["new"], &["old"]).unwrap();
     let tagged = |tag: &str| {
-        let filter = enrollments::Filter {
-            tag: Some(tag.to_owned()),
-            ..Default::default()
-        };
+        let filter = enrollments::Filter { tag: Some(tag.to_owned()), ..Default::default() };
         enrollments::query(&filter, None, 100).unwrap().0.len()
     };
     assert_eq!((tagged("new"), tagged("old")), (1, 0));

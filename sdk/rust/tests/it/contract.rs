@@ -19,9 +19,5 @@ fn the_copy_of_the_contract_is_the_contract() {
     let sdk = Path::new(env!("CARGO_MANIFEST_DIR"));
     let contract = wit_files(&sdk.join("../../wit"));
     assert!(!contract.is_empty());
-    assert_eq!(
-        wit_files(&sdk.join("wit")),
-        contract,
-        "copy wit/*.wit to sdk/rust/wit"
-    );
+    assert_eq!(wit_files(&sdk.join("wit")), contract, "copy wit/*.wit to sdk/rust/wit");
 }

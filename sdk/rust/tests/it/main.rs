@@ -1,4 +1,6 @@
 //! The SDK as a plugin author uses it.
 
+#[cfg(test)]
 mod capabilities;
+#[cfg(test)]
 mod contract;

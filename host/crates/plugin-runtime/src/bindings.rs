@@ -1,0 +1,21 @@
+//! Types and traits generated from the contract. One set for all plugins: a plugin exports any subset of the hooks, so the generated type
+//! for the whole world is used for its imports alone, and each exported interface by its own indices.
+
+#![expect(
+    clippy::all,
+    clippy::pedantic,
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated"
+)]
+
+wasmtime::component::bindgen!({
+    path: "../../../wit",
+    world: "everything",
+    imports: { default: async | trappable },
+    exports: { default: async },
+    additional_derives: [Clone],
+});

@@ -1,0 +1,666 @@
+//! One call of one hook: a fresh instance, bounded in every way, and how it ended.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::Instrument;
+use uuid::Uuid;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
+use wasmdm_service::enrollment_policy::Candidate;
+use wasmdm_storage::effects::PluginEffects;
+use wasmdm_storage::events::Event;
+use wasmtime::component::{Instance, ResourceTable};
+use wasmtime::{PoolConcurrencyLimitError, ResourceLimiter, Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
+
+use crate::bindings::wasmdm::plugin::types as wit;
+use crate::capabilities::buffer::Buffer;
+use crate::capabilities::log::CallLog;
+use crate::circuit_breaker::CallResult;
+use crate::contract;
+use crate::effective::{Limits, Mode, Settings};
+use crate::hook::{Hook, Permissions};
+use crate::meter::{Meter, Metered};
+use crate::plugin::{LinkedPlugin, Shared};
+
+/// What a plugin is asked.
+#[derive(Debug, Clone, Copy)]
+pub enum Request<'a> {
+    /// Only to start, and to have the types of its exports checked.
+    Probe,
+    /// `lifecycle`.
+    ValidateConfig { document: &'a str },
+    /// `enrollment-policy`, within what is left of the chain's time.
+    Decide { candidate: &'a Candidate, within: Duration },
+    /// `event-commands`.
+    Generate { event: &'a Event, attempt: u32 },
+    /// `event-sink`.
+    Handle { event: &'a Event, attempt: u32 },
+    /// `schedule`: an event `schedule.tick`.
+    Tick { event: &'a Event, attempt: u32 },
+}
+
+impl Request<'_> {
+    const fn hook(&self) -> Hook {
+        match self {
+            Self::Probe | Self::ValidateConfig { .. } => Hook::Lifecycle,
+            Self::Decide { .. } => Hook::EnrollmentPolicy,
+            Self::Generate { .. } => Hook::EventCommands,
+            Self::Handle { .. } => Hook::EventSink,
+            Self::Tick { .. } => Hook::Schedule,
+        }
+    }
+
+    fn about(&self) -> Option<&EnrollmentId> {
+        match self {
+            Self::Probe | Self::ValidateConfig { .. } => None,
+            Self::Decide { candidate, .. } => Some(&candidate.enrollment.id),
+            Self::Generate { event, .. } | Self::Handle { event, .. } | Self::Tick { event, .. } => event.who.as_ref().map(|who| &who.id),
+        }
+    }
+
+    const fn event(&self) -> Option<&Event> {
+        match self {
+            Self::Generate { event, .. } | Self::Handle { event, .. } | Self::Tick { event, .. } => Some(event),
+            _ => None,
+        }
+    }
+
+    fn facts(&self) -> serde_json::Value {
+        match self {
+            Self::Probe | Self::ValidateConfig { .. } => serde_json::json!({}),
+            Self::Decide { candidate, .. } => serde_json::json!({ "message_type": "Authenticate", "request_id": candidate.request_id }),
+            Self::Generate { event, attempt } | Self::Handle { event, attempt } | Self::Tick { event, attempt } => {
+                serde_json::json!({ "attempt": attempt, "topic": event.topic, "hops": event.hops })
+            }
+        }
+    }
+}
+
+/// A call that ended.
+#[derive(Debug)]
+pub struct Called {
+    /// Unique; the plugin saw it, the log and the audit have it.
+    pub id: String,
+    pub outcome: Outcome,
+    /// What it leaves behind if its answer counts: of answered calls only.
+    pub effects: Option<Box<PluginEffects>>,
+    pub usage: Usage,
+}
+
+/// What a call took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    pub wall: Duration,
+    pub cpu: Duration,
+    /// Bytes of linear memory at most.
+    pub peak_memory: usize,
+    pub host_calls: u32,
+    pub dropped_log_lines: u32,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Answered(Answer),
+    /// The plugin said itself that it could not.
+    Failure(Failure),
+    /// It stopped; with the names of the functions that it was in.
+    Trap(String),
+    /// Wall time was up.
+    Deadline,
+    /// CPU time was up.
+    Cpu,
+    OutOfMemory,
+    HostCalls,
+    OutputTooLarge,
+    /// Too many calls of the plugin run already: it was not asked.
+    Saturated,
+    /// Its circuit breaker is open: it was not asked.
+    Suspended { until: Timestamp },
+    /// It does not answer this hook for this tenant.
+    NotServed,
+    /// No instance could be made.
+    Link(String),
+}
+
+/// An answer that counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Nothing,
+    Decision(Decision),
+}
+
+/// What an enrollment policy says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    Abstain,
+    Allow { tags: Vec<String>, reason: Option<String> },
+    Quarantine { tags: Vec<String>, reason: Option<String> },
+    Deny { reason: Option<String> },
+}
+
+/// A `failure` of the contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub code: String,
+    pub message: String,
+    pub retryable: bool,
+    pub retry_after: Option<Duration>,
+}
+
+impl Outcome {
+    /// The label in metrics.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Answered(_) => "ok",
+            Self::Failure(_) => "failure",
+            Self::Trap(_) => "trap",
+            Self::Deadline => "deadline",
+            Self::Cpu => "cpu",
+            Self::OutOfMemory => "out-of-memory",
+            Self::HostCalls => "host-calls",
+            Self::OutputTooLarge => "output-too-large",
+            Self::Saturated => "saturated",
+            Self::Suspended { .. } => "suspended",
+            Self::NotServed => "not-served",
+            Self::Link(_) => "link",
+        }
+    }
+
+    const fn result(&self) -> CallResult {
+        match self {
+            Self::Answered(_) => CallResult::Success,
+            Self::Saturated | Self::Suspended { .. } | Self::NotServed => CallResult::Neither,
+            _ => CallResult::Failure,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answered(_) => f.write_str("an answer"),
+            Self::Failure(failure) => write!(f, "failure {}: {}", failure.code, failure.message),
+            Self::Trap(trace) => write!(f, "trap: {trace}"),
+            Self::Deadline => f.write_str("deadline: it took longer than its limit of wall time"),
+            Self::Cpu => f.write_str("cpu: it used more than its limit of CPU time"),
+            Self::OutOfMemory => f.write_str("out-of-memory: it asked for more memory than its limit"),
+            Self::HostCalls => f.write_str("host-calls: it called the host more often than its limit"),
+            Self::OutputTooLarge => f.write_str("output-too-large: it returned more than its limit"),
+            Self::Saturated => f.write_str("saturated: too many of its calls run already"),
+            Self::Suspended { until } => write!(f, "suspended until {until} because it failed too often"),
+            Self::NotServed => f.write_str("not-served: it does not answer this hook for this tenant"),
+            Self::Link(reason) => write!(f, "link: {reason}"),
+        }
+    }
+}
+
+/// What belongs to one instance: the call that it was made for, and its WASI.
+pub struct Sandbox {
+    pub(crate) call: State,
+    wasi: WasiCtx,
+    table: ResourceTable,
+}
+
+/// What a guest's imports know of the call. One for each call.
+pub(crate) struct State {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) tenant: TenantId,
+    pub(crate) hook: Hook,
+    pub(crate) permissions: Permissions,
+    pub(crate) call: String,
+    /// Of the event that is delivered; prefixes idempotency keys.
+    pub(crate) event: Option<String>,
+    /// Key-values are written apart and nothing of the decision counts.
+    pub(crate) shadow: bool,
+    pub(crate) ends: tokio::time::Instant,
+    pub(crate) buffer: Buffer,
+    pub(crate) log: Arc<CallLog>,
+    pub(crate) host_calls: u32,
+    pub(crate) http_calls: u32,
+    breach: Option<Breach>,
+    limiter: Limiter,
+    meter: Arc<Meter>,
+}
+
+/// A limit that the host ended the call for.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+enum Breach {
+    #[error("CPU time is up")]
+    Cpu,
+    #[error("too many calls of the host")]
+    HostCalls,
+}
+
+impl State {
+    /// Counts a call of the host.
+    pub(crate) fn enter(&mut self) -> wasmtime::Result<()> {
+        self.host_calls = self.host_calls.saturating_add(1);
+        if self.host_calls > self.settings.limits.host_calls {
+            self.breach = Some(Breach::HostCalls);
+            return Err(Breach::HostCalls.into());
+        }
+        Ok(())
+    }
+
+    /// How much of the call's time is left.
+    pub(crate) fn remaining(&self) -> Duration {
+        self.ends.saturating_duration_since(tokio::time::Instant::now())
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.shared.services.clock.now()
+    }
+}
+
+impl WasiView for Sandbox {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+/// Bounds what an instance may reserve.
+#[derive(Debug, Clone, Copy)]
+struct Limiter {
+    memory: usize,
+    peak: usize,
+    memory_limit: usize,
+    tables: usize,
+    table_limit: usize,
+    instances: usize,
+    memories: usize,
+    refused_memory: bool,
+}
+
+impl Limiter {
+    const fn new(limits: &Limits) -> Self {
+        Self {
+            memory: 0,
+            peak: 0,
+            memory_limit: limits.memory,
+            tables: 0,
+            table_limit: limits.table_elements,
+            instances: limits.core_instances,
+            memories: limits.memories,
+            refused_memory: false,
+        }
+    }
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.memory.saturating_sub(current).saturating_add(desired);
+        if total > self.memory_limit {
+            self.refused_memory = true;
+            return Ok(false);
+        }
+        self.memory = total;
+        self.peak = self.peak.max(total);
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let total = self.tables.saturating_sub(current).saturating_add(desired);
+        if total > self.table_limit {
+            return Ok(false);
+        }
+        self.tables = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        self.instances
+    }
+
+    fn tables(&self) -> usize {
+        self.instances
+    }
+
+    fn memories(&self) -> usize {
+        self.memories
+    }
+}
+
+/// How far a call got, to tell a component that cannot start from one that stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Running,
+}
+
+/// What comes out of the guest.
+enum Returned {
+    Nothing,
+    Decision(wit::Decision),
+    Commands(Vec<wit::NewCommand>),
+}
+
+impl LinkedPlugin {
+    /// Calls a hook. Never fails: what goes wrong is the [`Outcome`]. Dropping the future ends the guest.
+    pub async fn call(&self, tenant: &TenantId, request: Request<'_>) -> Called {
+        let hook = request.hook();
+        let id = Uuid::now_v7().simple().to_string();
+        let span = tracing::info_span!(
+            "plugin call",
+            plugin = %self.shared.identity.name,
+            digest = %self.shared.identity.digest.get(..12).unwrap_or_default(),
+            hook = hook.as_str(),
+            tenant = %tenant,
+            call = %id,
+        );
+        let called = Box::pin(self.guarded(tenant, request, id)).instrument(span).await;
+        self.measure(hook, &called);
+        called
+    }
+
+    /// The call within its breaker and its places.
+    async fn guarded(&self, tenant: &TenantId, request: Request<'_>, id: String) -> Called {
+        let began = tokio::time::Instant::now();
+        let not_asked = |id, outcome| Called { id, outcome, effects: None, usage: Usage { wall: began.elapsed(), ..Usage::default() } };
+        let hook = request.hook();
+        let settings = match request {
+            Request::Probe => Some(self.shared.settings_for_probe()),
+            _ if !self.hooks().contains(&hook) => None,
+            _ => self.shared.settings(tenant),
+        };
+        let Some(settings) = settings else { return not_asked(id, Outcome::NotServed) };
+        let mut wall = settings.limits.wall(hook);
+        if let Request::Decide { within, .. } = request {
+            wall = wall.min(within);
+        }
+        let ends = began + wall;
+        let clock = &self.shared.services.clock;
+        let deadline = clock.now().plus(wall);
+        // What is asked before a version becomes active must not suspend it.
+        let leave = match hook {
+            Hook::Lifecycle => None,
+            _ => match self.shared.breakers.leave(tenant, hook, clock.now()) {
+                Ok(leave) => Some(leave),
+                Err(suspended) => return not_asked(id, Outcome::Suspended { until: suspended.until }),
+            },
+        };
+        let place = tokio::time::timeout_at(ends, self.shared.places.take(tenant, &settings.limits)).await;
+        let Ok(Ok(_place)) = place else { return not_asked(id, Outcome::Saturated) };
+
+        let called = Box::pin(self.run(tenant, request, id, settings, ends, deadline, began)).await;
+        if let Some(leave) = leave
+            && leave.ended(called.outcome.result(), request.about(), clock.now())
+        {
+            tracing::warn!("Plugin {} failed too often at {hook} and is suspended for now", self.shared.identity.name);
+        }
+        called
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts of one call, used once")]
+    async fn run(
+        &self,
+        tenant: &TenantId,
+        request: Request<'_>,
+        id: String,
+        settings: Arc<Settings>,
+        ends: tokio::time::Instant,
+        deadline: Timestamp,
+        began: tokio::time::Instant,
+    ) -> Called {
+        let hook = request.hook();
+        let meter = Arc::new(Meter::default());
+        let mut store = self.store(tenant, &request, &id, Arc::clone(&settings), ends, Arc::clone(&meter));
+        let mut stage = Stage::Starting;
+        let call = wit::CallInfo { id: id.clone(), deadline: contract::timestamp(deadline), traceparent: None, facts: request.facts().to_string() };
+
+        let guest = Metered::new(self.execute(&mut store, request, &call, settings.limits.input, &mut stage), Arc::clone(&meter));
+        let ended = tokio::time::timeout_at(ends, guest).await;
+
+        let cpu = meter.used();
+        let state = &store.data().call;
+        let mut usage = Usage {
+            wall: began.elapsed(),
+            cpu,
+            peak_memory: state.limiter.peak,
+            host_calls: state.host_calls,
+            dropped_log_lines: 0,
+        };
+        let outcome = match ended {
+            Err(_) => Err(Outcome::Deadline),
+            Ok(Err(error)) => Err(classify(&error, state, stage)),
+            // The epoch only looks every few milliseconds; the account at the end is exact.
+            Ok(Ok(_)) if cpu > settings.limits.cpu(hook) => Err(Outcome::Cpu),
+            Ok(Ok(Err(failure))) => Err(Outcome::Failure(contract::failure_in(failure, settings.limits.log_line))),
+            Ok(Ok(Ok(returned))) => Ok(returned),
+        };
+        let state = store.into_data().call;
+        usage.dropped_log_lines = state.log.finish();
+        let (outcome, effects) = match outcome.and_then(|returned| state.conclude(returned, &request)) {
+            Ok((answer, effects)) => (Outcome::Answered(answer), effects),
+            Err(outcome) => (outcome, None),
+        };
+        Called { id, outcome, effects, usage }
+    }
+
+    fn store(
+        &self,
+        tenant: &TenantId,
+        request: &Request<'_>,
+        id: &str,
+        settings: Arc<Settings>,
+        ends: tokio::time::Instant,
+        meter: Arc<Meter>,
+    ) -> Store<Sandbox> {
+        let hook = request.hook();
+        let limits = settings.limits;
+        let log = Arc::new(CallLog::new(Arc::clone(&self.shared), limits));
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(1_000);
+        let state = State {
+            shared: Arc::clone(&self.shared),
+            tenant: tenant.clone(),
+            hook,
+            permissions: hook.permissions(),
+            call: id.to_owned(),
+            event: request.event().map(|event| event.id.clone()),
+            shadow: hook.is_decision() && settings.mode == Mode::Monitor,
+            ends,
+            buffer: Buffer::default(),
+            log: Arc::clone(&log),
+            host_calls: 0,
+            http_calls: 0,
+            breach: None,
+            limiter: Limiter::new(&limits),
+            meter,
+            settings,
+        };
+        let wasi = crate::capabilities::wasi::context(&log, &self.shared.services.clock);
+        let mut store = Store::new(self.pre.engine(), Sandbox { call: state, wasi, table });
+        store.limiter(|sandbox| &mut sandbox.call.limiter);
+        store.set_epoch_deadline(1);
+        let cpu_limit = limits.cpu(hook);
+        store.epoch_deadline_callback(move |mut context| {
+            let state = &mut context.data_mut().call;
+            if state.meter.used_within_poll() > cpu_limit {
+                state.breach = Some(Breach::Cpu);
+                return Err(Breach::Cpu.into());
+            }
+            // Others of this worker get their turn; the timer of the wall limit is among them.
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        });
+        // What a guest can make the host copy at once: a list of a million references to one long string is small in its own memory.
+        store.set_hostcall_fuel(limits.output.max(limits.input).saturating_add(64 << 10));
+        store
+    }
+
+    async fn execute(
+        &self,
+        store: &mut Store<Sandbox>,
+        request: Request<'_>,
+        call: &wit::CallInfo,
+        input: usize,
+        stage: &mut Stage,
+    ) -> wasmtime::Result<Result<Returned, wit::Failure>> {
+        let instance = self.pre.instantiate_async(&mut *store).await?;
+        match request {
+            Request::Probe => {
+                self.load_all(store, &instance)?;
+                Ok(Ok(Returned::Nothing))
+            }
+            Request::ValidateConfig { document } => {
+                let guest = found(self.indices.lifecycle.as_ref())?.load(&mut *store, &instance)?;
+                *stage = Stage::Running;
+                let answer = guest.call_validate_config(&mut *store, call, document).await?;
+                Ok(answer.map(|()| Returned::Nothing))
+            }
+            Request::Decide { candidate, .. } => {
+                let guest = found(self.indices.enrollment_policy.as_ref())?.load(&mut *store, &instance)?;
+                let who = contract::candidate(candidate);
+                let message = contract::input(wasmdm_protocol::json::to_redacted_json(&candidate.message), input);
+                *stage = Stage::Running;
+                let answer = guest.call_decide(&mut *store, call, &who, &message, candidate.re_enrolling).await?;
+                Ok(answer.map(Returned::Decision))
+            }
+            Request::Generate { event, attempt } => {
+                let guest = found(self.indices.event_commands.as_ref())?.load(&mut *store, &instance)?;
+                let event = contract::event(event, attempt, input);
+                *stage = Stage::Running;
+                let answer = guest.call_generate(&mut *store, call, &event).await?;
+                Ok(answer.map(Returned::Commands))
+            }
+            Request::Handle { event, attempt } => {
+                let guest = found(self.indices.event_sink.as_ref())?.load(&mut *store, &instance)?;
+                let event = contract::event(event, attempt, input);
+                *stage = Stage::Running;
+                let answer = guest.call_handle(&mut *store, call, &event).await?;
+                Ok(answer.map(|()| Returned::Nothing))
+            }
+            Request::Tick { event, .. } => {
+                let guest = found(self.indices.schedule.as_ref())?.load(&mut *store, &instance)?;
+                let tick = contract::Tick::of(event);
+                *stage = Stage::Running;
+                let answer = guest.call_tick(&mut *store, call, &tick.name, tick.scheduled_for, tick.who.as_ref(), &tick.data).await?;
+                Ok(answer.map(|()| Returned::Nothing))
+            }
+        }
+    }
+
+    fn load_all(&self, store: &mut Store<Sandbox>, instance: &Instance) -> wasmtime::Result<()> {
+        let indices = &self.indices;
+        if let Some(found) = &indices.lifecycle {
+            found.load(&mut *store, instance)?;
+        }
+        if let Some(found) = &indices.enrollment_policy {
+            found.load(&mut *store, instance)?;
+        }
+        if let Some(found) = &indices.event_commands {
+            found.load(&mut *store, instance)?;
+        }
+        if let Some(found) = &indices.event_sink {
+            found.load(&mut *store, instance)?;
+        }
+        if let Some(found) = &indices.schedule {
+            found.load(&mut *store, instance)?;
+        }
+        Ok(())
+    }
+
+    fn measure(&self, hook: Hook, called: &Called) {
+        let plugin = self.shared.identity.name.clone();
+        let hook_name = hook.as_str();
+        let outcome = called.outcome.label();
+        metrics::counter!("wasmdm_plugin_calls_total", "plugin" => plugin.clone(), "hook" => hook_name, "outcome" => outcome).increment(1);
+        if matches!(called.outcome.result(), CallResult::Neither) {
+            return;
+        }
+        let usage = &called.usage;
+        metrics::histogram!("wasmdm_plugin_call_seconds", "plugin" => plugin.clone(), "hook" => hook_name).record(usage.wall.as_secs_f64());
+        metrics::histogram!("wasmdm_plugin_call_cpu_seconds", "plugin" => plugin.clone(), "hook" => hook_name).record(usage.cpu.as_secs_f64());
+        #[expect(clippy::cast_precision_loss, reason = "bytes of memory are far below 2^52")]
+        metrics::histogram!("wasmdm_plugin_peak_memory_bytes", "plugin" => plugin.clone()).record(usage.peak_memory as f64);
+        metrics::counter!("wasmdm_plugin_host_calls_total", "plugin" => plugin.clone()).increment(u64::from(usage.host_calls));
+        if usage.dropped_log_lines > 0 {
+            metrics::counter!("wasmdm_plugin_log_lines_dropped_total", "plugin" => plugin).increment(u64::from(usage.dropped_log_lines));
+        }
+    }
+}
+
+fn found<T>(indices: Option<&T>) -> wasmtime::Result<&T> {
+    indices.ok_or_else(|| wasmtime::Error::msg("the hook is not exported"))
+}
+
+fn classify(error: &wasmtime::Error, state: &State, stage: Stage) -> Outcome {
+    match state.breach {
+        Some(Breach::Cpu) => return Outcome::Cpu,
+        Some(Breach::HostCalls) => return Outcome::HostCalls,
+        None => {}
+    }
+    if state.limiter.refused_memory {
+        return Outcome::OutOfMemory;
+    }
+    if error.downcast_ref::<PoolConcurrencyLimitError>().is_some() {
+        return Outcome::Saturated;
+    }
+    // wasmtime has no type for this one.
+    if error.root_cause().to_string().contains("fuel allocated for hostcalls") {
+        return Outcome::OutputTooLarge;
+    }
+    let trace = readable(error);
+    if stage == Stage::Starting && error.downcast_ref::<Trap>().is_none() && error.downcast_ref::<WasmBacktrace>().is_none() {
+        return Outcome::Link(trace);
+    }
+    Outcome::Trap(trace)
+}
+
+/// The reason and the names of the functions, innermost first. Names come from the plugin: control characters are escaped.
+fn readable(error: &wasmtime::Error) -> String {
+    const MAX: usize = 4 << 10;
+    let mut text = error.root_cause().to_string();
+    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
+        for (n, frame) in trace.frames().iter().enumerate() {
+            text.push_str(if n == 0 { " at " } else { " < " });
+            text.push_str(frame.func_name().map(demangled).as_deref().unwrap_or("?"));
+        }
+    }
+    contract::printable(&text, MAX)
+}
+
+fn demangled(name: &str) -> String {
+    let mut text = String::new();
+    match wasmtime_environ_demangle(&mut text, name) {
+        Ok(()) => text,
+        Err(fmt::Error) => name.to_owned(),
+    }
+}
+
+/// Rust's names end in a hash that says nothing to an author.
+fn wasmtime_environ_demangle(out: &mut String, name: &str) -> fmt::Result {
+    use fmt::Write;
+    write!(out, "{:#}", rustc_demangle::demangle(name))
+}
+
+impl State {
+    /// Checks what the guest returned and joins it with what it wrote.
+    fn conclude(self, returned: Returned, request: &Request<'_>) -> Result<(Answer, Option<Box<PluginEffects>>), Outcome> {
+        let limit = self.settings.limits.output;
+        let mut state = self;
+        let answer = match returned {
+            Returned::Nothing => Answer::Nothing,
+            Returned::Decision(decision) => {
+                if contract::size_of_decision(&decision) > limit {
+                    return Err(Outcome::OutputTooLarge);
+                }
+                Answer::Decision(contract::decision_in(decision).map_err(Outcome::Failure)?)
+            }
+            Returned::Commands(commands) => {
+                if contract::size_of_commands(&commands) > limit {
+                    return Err(Outcome::OutputTooLarge);
+                }
+                let event = request.event();
+                state.take_generated(commands, event).map_err(Outcome::Failure)?;
+                Answer::Nothing
+            }
+        };
+        let effects = state.into_effects();
+        Ok((answer, effects.map(Box::new)))
+    }
+}

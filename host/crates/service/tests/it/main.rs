@@ -1,0 +1,5 @@
+//! The service over a real database, without HTTP and without WebAssembly.
+
+mod enrollment_policy;
+mod outbox;
+mod stage;

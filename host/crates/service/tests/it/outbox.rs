@@ -1,0 +1,163 @@
+//! How events reach subscribers: in order per device, again after a failure, never lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_service::clock::Clock as _;
+use wasmdm_service::outbox::Outbox;
+use wasmdm_service::subscriber::{Delivered, Subscriber};
+use wasmdm_storage::outbox::{Delivery, Lease, Subscription};
+use wasmdm_testkit::push::RecordingPusher;
+
+use crate::stage::Stage;
+
+/// What a subscriber was given: topic, enrollment, attempt.
+type Seen = (String, String, u32);
+
+/// Fails as often as it was told to for a topic, and reports each attempt.
+#[derive(Debug)]
+struct ScriptedSubscriber {
+    failures: Mutex<Vec<(&'static str, Delivered)>>,
+    seen: mpsc::UnboundedSender<Seen>,
+}
+
+impl Subscriber for ScriptedSubscriber {
+    fn deliver<'a>(&'a self, _lease: &'a Lease, delivery: &'a Delivery) -> BoxFuture<'a, Delivered> {
+        let event = &delivery.event;
+        let who = event.who.as_ref().map(|who| who.id.to_string()).unwrap_or_default();
+        let mut failures = self.failures.lock();
+        let planned = failures.iter().position(|(topic, _)| *topic == event.topic).map(|index| failures.remove(index).1);
+        let _ = self.seen.send((event.topic.clone(), who, delivery.attempt));
+        Box::pin(async move { planned.unwrap_or_else(|| Delivered::Done { effects: None, by: serde_json::json!({}) }) })
+    }
+}
+
+fn failed(retryable: bool, retry_after: Option<Duration>) -> Delivered {
+    Delivered::Failed { error: "no".to_owned(), retryable, retry_after, by: serde_json::json!({}) }
+}
+
+struct Running {
+    seen: mpsc::UnboundedReceiver<Seen>,
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Running {
+    async fn start(stage: &Stage, failures: Vec<(&'static str, Delivered)>) -> Self {
+        let subscription = Subscription { interface: "event-sink".to_owned(), topics: vec!["enrollment.*".to_owned()], include_self: false };
+        stage.storage.set_subscriptions(&TenantId::default(), "test:one", vec![subscription], stage.clock.now()).await.unwrap();
+        let (sender, seen) = mpsc::unbounded_channel();
+        let subscriber = Arc::new(ScriptedSubscriber { failures: Mutex::new(failures), seen: sender });
+        let outbox = Outbox::new(
+            stage.storage.clone(),
+            Arc::new(stage.clock.clone()),
+            Arc::new(RecordingPusher::default()),
+            vec![("test:", subscriber)],
+            "worker".to_owned(),
+            Arc::new(|| 1.0),
+        );
+        let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
+        Self { seen, tracker, shutdown }
+    }
+
+    async fn next(&mut self) -> Seen {
+        tokio::time::timeout(Duration::from_secs(20), self.seen.recv()).await.expect("nothing was delivered").unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+#[tokio::test]
+async fn events_of_a_device_arrive_in_order_and_a_failed_one_holds_back_the_later_ones() {
+    let stage = Stage::new().await;
+    let mut running = Running::start(&stage, vec![("enrollment.enrolling", failed(true, None))]).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    let id = device.id();
+    assert_eq!(running.next().await, ("enrollment.enrolling".to_owned(), id.clone(), 1));
+    // One second of backoff, at full jitter; another device is not held up.
+    let other = stage.device(2);
+    stage.enroll(&other).await;
+    assert_eq!(running.next().await, ("enrollment.enrolling".to_owned(), other.id(), 1));
+    // Its success wakes the subscriber's waiting partitions.
+    let mut rest = vec![running.next().await, running.next().await, running.next().await];
+    rest.retain(|(_, who, _)| *who == id);
+    assert_eq!(rest, [("enrollment.enrolling".to_owned(), id.clone(), 2), ("enrollment.enrolled".to_owned(), id, 1)]);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_is_tried_again_when_its_time_has_come() {
+    let stage = Stage::new().await;
+    let wait = Some(Duration::from_secs(90));
+    let mut running = Running::start(&stage, vec![("enrollment.enrolling", failed(true, wait)), ("enrollment.enrolling", failed(true, None))]).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    assert_eq!(running.next().await.2, 1);
+    stage.clock.advance(Duration::from_secs(89));
+    assert!(tokio::time::timeout(Duration::from_millis(200), running.seen.recv()).await.is_err(), "it came too early");
+    stage.clock.advance(Duration::from_secs(1));
+    assert_eq!(running.next().await.2, 2);
+    // The second wait is the backoff's: 2 s.
+    stage.clock.advance(Duration::from_secs(2));
+    assert_eq!(running.next().await, ("enrollment.enrolling".to_owned(), device.id(), 3));
+    assert_eq!(running.next().await.0, "enrollment.enrolled");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_delivered_is_kept_as_a_dead_letter_and_can_be_replayed() {
+    let stage = Stage::new().await;
+    let mut running = Running::start(&stage, vec![("enrollment.enrolling", failed(false, None))]).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    assert_eq!(running.next().await.0, "enrollment.enrolling");
+    assert_eq!(running.next().await.0, "enrollment.enrolled", "the partition goes on");
+    let dead = stage.storage.dead_letters(&TenantId::default(), 10).await.unwrap();
+    assert_eq!(dead.len(), 1);
+    assert_eq!((dead[0].event.topic.as_str(), dead[0].error.as_str()), ("enrollment.enrolling", "no"));
+    let replayed = stage.storage.replay_dead_letters(&TenantId::default(), &[dead[0].sequence], stage.clock.now()).await.unwrap();
+    assert_eq!(replayed, 1);
+    assert_eq!(running.next().await.0, "enrollment.enrolling");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_postponed_delivery_does_not_count_as_an_attempt() {
+    let stage = Stage::new().await;
+    let postponed = Delivered::Postponed { reason: "saturated".to_owned(), retry_after: Duration::from_secs(1) };
+    let mut running = Running::start(&stage, vec![("enrollment.enrolling", postponed)]).await;
+    stage.enroll(&stage.device(1)).await;
+    assert_eq!(running.next().await.2, 1);
+    stage.clock.advance(Duration::from_secs(1));
+    assert_eq!(running.next().await.2, 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_waiting_when_a_process_died_is_delivered_by_the_next() {
+    let stage = Stage::new().await;
+    let running = Running::start(&stage, Vec::new()).await;
+    running.stop().await;
+    stage.enroll(&stage.device(1)).await;
+    // Another process took a lease and was killed.
+    let leases = stage.storage.claim("killed", 10, Duration::from_secs(60), stage.clock.now()).await.unwrap();
+    assert_eq!(leases.len(), 1);
+    let mut running = Running::start(&stage, Vec::new()).await;
+    assert!(tokio::time::timeout(Duration::from_millis(200), running.seen.recv()).await.is_err(), "its lease still holds");
+    stage.clock.advance(Duration::from_secs(61));
+    assert_eq!(running.next().await.0, "enrollment.enrolling");
+    assert_eq!(running.next().await.0, "enrollment.enrolled");
+    running.stop().await;
+}

@@ -1,0 +1,130 @@
+//! What the storage promises, on every database. A case takes a [`fixture::Database`] and says nothing of which it is; the table at the
+//! end of this file runs each case on each.
+
+mod audit;
+mod certificate_bindings;
+mod check;
+mod commands;
+mod concurrency;
+mod effects;
+mod enrollments;
+mod events;
+mod fixture;
+mod outbox;
+mod ownership;
+mod plugin_key_values;
+mod push_certificates;
+mod timers;
+
+/// Makes a test of each case, on SQLite.
+macro_rules! cases {
+    ($($module:ident: $($case:ident),+ $(,)?;)+) => {
+        mod sqlite {
+            $(mod $module {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let database = crate::fixture::Database::sqlite().await;
+                    crate::$module::$case(&database).await;
+                    database.assert_sound().await;
+                })+
+            })+
+        }
+    };
+}
+
+cases! {
+    enrollments:
+        only_the_first_token_update_enrolls,
+        a_user_channel_comes_with_its_first_token_update,
+        a_user_of_a_device_that_is_not_enrolled_is_refused,
+        another_topic_than_that_of_authenticate_is_refused,
+        a_token_update_after_check_out_is_refused_until_a_new_authenticate,
+        re_enrolling_clears_queue_tokens_tally_and_users,
+        an_absent_unlock_token_keeps_the_old_one,
+        awaiting_configuration_is_set_and_released,
+        an_empty_bootstrap_token_deletes_it,
+        check_out_disables_the_device_and_its_users,
+        an_enrollment_of_another_tenant_is_refused,
+        facts_that_a_message_does_not_say_stay,
+        last_seen_is_seen_at_once_and_kept_over_a_restart,
+        queries_filter_and_page,
+        push_targets_are_the_enrolled_ones;
+    certificate_bindings:
+        a_certificate_belongs_to_one_enrollment,
+        a_new_certificate_replaces_the_old_one_at_commit,
+        bindings_survive_a_restart;
+    commands:
+        commands_go_out_in_the_order_of_the_queue,
+        a_higher_priority_goes_first,
+        an_idle_re_offers_what_was_sent_when_asked_to,
+        a_report_never_offers_what_was_sent_or_deferred,
+        not_now_is_offered_again_by_the_next_idle_only,
+        not_now_after_another_delivery_is_no_repetition,
+        the_first_final_report_wins,
+        a_report_of_an_unknown_command_is_kept_as_an_orphan,
+        reports_of_cancelled_and_expired_commands_are_orphans,
+        an_unknown_status_is_final,
+        nothing_goes_out_before_its_time_or_after_its_end,
+        expired_commands_are_found_on_the_way_and_by_the_sweep,
+        nothing_goes_out_before_enrollment_or_after_check_out_but_reports_are_stored,
+        in_quarantine_only_people_and_the_quarantining_plugin_are_heard,
+        an_acknowledged_erase_ends_the_old_queue,
+        the_same_command_again_changes_nothing,
+        the_same_uuid_with_other_bytes_is_refused,
+        an_unknown_target_does_not_fail_the_others,
+        an_idempotency_key_is_one_command_per_origin_and_enrollment,
+        a_collapse_key_replaces_what_was_not_yet_sent,
+        a_malformed_report_errors_only_what_was_sent_to_the_enrollment_or_its_users,
+        bodies_and_reports_come_back_to_the_byte,
+        a_queue_survives_a_restart;
+    events:
+        nothing_is_written_without_a_subscription,
+        the_life_of_a_device_as_events,
+        the_life_of_a_command_as_events,
+        topics_filter_by_request_type_and_the_star_leaves_out_raw_ones,
+        an_event_keeps_the_enrollment_as_it_was,
+        secrets_do_not_stand_in_events,
+        clearing_a_queue_tells_of_each_command,
+        subscriptions_are_of_one_tenant_and_survive_a_restart;
+    outbox:
+        deliveries_of_a_device_come_in_order,
+        a_leased_partition_is_not_claimed_again_before_its_end,
+        a_worker_that_lost_its_lease_changes_nothing,
+        a_retry_holds_back_the_partition_and_new_events_do_not_wake_it,
+        waking_a_subscriber_ends_its_backoff,
+        a_dead_letter_lets_the_partition_go_on_and_can_be_replayed,
+        what_is_finished_says_who_handled_it,
+        old_deliveries_are_cleared_away_and_dead_ones_kept,
+        a_renewed_lease_lasts_longer;
+    effects:
+        effects_commit_with_the_acknowledgement,
+        a_read_that_changed_discards_all_effects,
+        a_command_that_finished_meanwhile_is_a_conflict,
+        a_quota_is_enforced_at_commit,
+        expired_pairs_do_not_count_against_the_quota,
+        an_unknown_target_rejects_all_effects,
+        a_redelivered_command_with_the_same_key_is_queued_once,
+        own_events_come_back_only_when_asked_for,
+        an_event_loop_ends,
+        a_policy_conflict_stores_nothing,
+        tags_and_releases_commit_with_the_acknowledgement;
+    timers:
+        a_timer_fires_once,
+        setting_a_timer_again_moves_it,
+        cancelling_withdraws_a_tick_that_waits,
+        a_timer_that_changed_meanwhile_is_a_conflict,
+        cron_ticks_coalesce_while_one_waits,
+        cron_entries_follow_the_manifest;
+    plugin_key_values:
+        pairs_are_of_one_plugin_and_tenant,
+        scans_go_in_byte_order_after_a_key,
+        expired_pairs_are_absent_and_cleared_away;
+    push_certificates:
+        storing_counts_versions_and_owns_the_topic;
+    audit:
+        decisions_leave_rows_newest_first;
+    concurrency:
+        two_polls_at_once_send_a_command_once,
+        parallel_enqueues_keep_their_order_and_lose_nothing,
+        two_workers_never_hold_one_partition;
+}
