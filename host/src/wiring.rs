@@ -86,15 +86,11 @@ impl RunningServer {
         let plugins = PluginHost::start(PluginHostOptions {
             plugins_dir: Some(config.plugins.clone()),
             grants_dir: config.grants.clone(),
-            data_dir: config.data.clone(),
-            compiler,
-            storage: storage.clone(),
-            clock: Arc::clone(&clock),
             server_version: crate::VERSION.to_owned(),
             tracker: tracker.clone(),
             shutdown: shutdown.clone(),
             own_addresses: vec![address],
-            ..PluginHostOptions::default()
+            ..PluginHostOptions::new(&config.data, compiler, storage.clone(), Arc::clone(&clock))
         })
         .await
         .context("plugins")?;

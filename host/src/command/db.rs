@@ -6,10 +6,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use wasmdm_service::clock::Clock as _;
 use wasmdm_storage::Storage;
 
-use crate::clock::SystemClock;
 use crate::config::database_url;
 
 mod journal;
@@ -29,16 +27,38 @@ pub enum DbCommand {
         #[arg(long, value_name = "FILE")]
         journal: Vec<PathBuf>,
     },
+    /// Print a digest of each table, to compare a database with its copy; a running server is not disturbed
+    Fingerprint {
+        /// The database, as for `serve`
+        #[arg(long, env = "WASMDM_DATABASE", value_name = "URL", default_value = "sqlite")]
+        database: String,
+        /// The data directory, as for `serve`
+        #[arg(long, env = "WASMDM_DATA", value_name = "DIR", default_value = "data")]
+        data: PathBuf,
+    },
 }
 
 /// Runs it; exit code 1 if something was found.
 pub async fn run(command: DbCommand) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
     match command {
+        DbCommand::Fingerprint { database, data } => {
+            let storage = Storage::open_read_only(&database_url(&database, &data)?).await.context("database")?;
+            for (table, digest) in storage.fingerprint().await.context("database")? {
+                writeln!(out, "{digest}  {table}")?;
+            }
+            storage.close().await.context("database")?;
+            Ok(ExitCode::SUCCESS)
+        }
         DbCommand::Check { database, data, journal } => {
-            let url = database_url(&database, &data)?;
-            let storage = Storage::open_read_only(&url, SystemClock.now()).await.context("database")?;
-            let mut out = std::io::stdout();
-            let mut findings: Vec<String> = storage.check().await.context("database")?.iter().map(ToString::to_string).collect();
+            let storage = Storage::open_read_only(&database_url(&database, &data)?).await.context("database")?;
+            let mut findings: Vec<String> = storage
+                .check()
+                .await
+                .context("database")?
+                .iter()
+                .map(|finding| format!("{}: {} ({})", finding.invariant, finding.sentence, finding.what))
+                .collect();
             for path in &journal {
                 let comparison = journal::compare(path, &storage).await?;
                 writeln!(out, "{}: {}", path.display(), comparison.summary)?;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wasmdm_plugin_runtime::loading::State;
 use wasmdm_simulator::{ApiClient, Authority, Connection, Device, DeviceOptions, SimulatorError};
 
 use crate::bundled::{BundledPlugin, CHAT_NOTIFY, ENROLLMENT_BASELINE, SERIAL_ALLOW_LIST};
@@ -125,7 +126,7 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
         let mut api = ApiClient::new(&url, &stage.api_key)?;
         let document = wasmdm_simulator::message::command_document("demo-1", "SecurityInfo", wasmdm_simulator::message::Dictionary::new())?;
         let id = device.id();
-        let answer = api.enqueue(&[&id], &document, true).await?;
+        let answer = api.enqueue(&[&id], document, true).await?;
         say(out, &format!("PUT /v1/enqueue/{id} answered {}", answer.status))?;
         let mut connection = Connection::to(&url)?;
         let session = device.poll_until_done(&mut connection, 10).await?;
@@ -315,7 +316,7 @@ fn device_options(number: u64) -> DeviceOptions {
 }
 
 fn active(server: &RunningServer) -> usize {
-    server.plugins.status().iter().filter(|plugin| plugin.digest.is_some()).count()
+    server.plugins.status().iter().filter(|plugin| plugin.state == State::Active).count()
 }
 
 fn digest(server: &RunningServer, name: &str) -> Option<String> {
@@ -325,7 +326,8 @@ fn digest(server: &RunningServer, name: &str) -> Option<String> {
 fn show_plugins(out: &mut (dyn Write + Send), server: &RunningServer) -> anyhow::Result<()> {
     for plugin in server.plugins.status() {
         let digest = plugin.digest.as_deref().unwrap_or("none").chars().take(12).collect::<String>();
-        say(out, &format!("{} {} is {} (digest {digest}…, hooks: {})", plugin.name, plugin.version.as_deref().unwrap_or("-"), plugin.state, plugin.hooks.join(", ")))?;
+        let (version, hooks) = (plugin.version.as_deref().unwrap_or("-"), plugin.hooks.join(", "));
+        say(out, &format!("{} {version} is {}: digest {digest}…, hooks {hooks}", plugin.name, if plugin.state == State::Active { "active" } else { "not active" }))?;
     }
     Ok(())
 }

@@ -64,6 +64,22 @@ impl Home {
         self.data().join("wasmdm.sqlite")
     }
 
+    /// A digest of each table, while the server runs.
+    pub(crate) fn fingerprint(&self) -> std::collections::BTreeMap<String, String> {
+        let data = self.data();
+        let (code, out, error) = run(&["db", "fingerprint", "--data", &data.to_string_lossy()]);
+        assert_eq!(code, 0, "{error}");
+        out.lines().map(|line| line.split_once("  ").unwrap()).map(|(digest, table)| (table.to_owned(), digest.to_owned())).collect()
+    }
+
+    /// `wasmdm db check`, which must find nothing.
+    pub(crate) fn check(&self, arguments: &[&str]) -> String {
+        let data = self.data();
+        let (code, out, error) = run(&[&["db", "check", "--data", &data.to_string_lossy()], arguments].concat());
+        assert_eq!(code, 0, "{out}{error}");
+        out
+    }
+
     /// Starts a server and waits until it listens.
     pub(crate) fn start(&self) -> ServerProcess {
         ServerProcess::start(self)

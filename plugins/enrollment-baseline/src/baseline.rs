@@ -1,7 +1,7 @@
 //! The first commands, and the keys by which their results are recognised.
 //!
-//! The host puts the id of the event before a key: `EVENT/baseline/2/5` is step 2 of 5 of the enrollment that EVENT told
-//! of, and `EVENT/baseline-unawaited/0` a command that nobody waits for.
+//! The host puts the id of the event and the command's place in the answer before a key: `EVENT/2/baseline/2/5` is step 2 of 5 of
+//! the enrollment that EVENT told of, and `EVENT/3/baseline-unawaited/0` a command that nobody waits for.
 
 use wasmdm_plugin::{NewCommand, commands};
 
@@ -27,7 +27,9 @@ pub(crate) struct Step<'a> {
 
 /// The step that an idempotency key names.
 pub(crate) fn step(idempotency_key: &str) -> Option<Step<'_>> {
-    let (event, step) = idempotency_key.rsplit_once(&format!("/{KEY}"))?;
+    let (before, step) = idempotency_key.rsplit_once(&format!("/{KEY}"))?;
+    // An id has no slash.
+    let event = before.split('/').next()?;
     let (number, total) = step.split_once('/')?;
     let step = Step { event, number: number.parse().ok()?, total: total.parse().ok()? };
     (step.number < step.total).then_some(step)
@@ -133,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_step_is_read_from_the_key_that_the_host_completed() {
-        assert_eq!(step("0199/a/baseline/2/5"), Some(Step { event: "0199/a", number: 2, total: 5 }));
+        assert_eq!(step("0199-a/2/baseline/2/5"), Some(Step { event: "0199-a", number: 2, total: 5 }));
         for other in ["baseline/2/5", "e/baseline/5/5", "e/baseline/x/5", "e/baseline-unawaited/0", "e/device-configured", ""] {
             assert_eq!(step(other), None, "{other}");
         }

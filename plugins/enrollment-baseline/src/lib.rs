@@ -1,7 +1,7 @@
 //! The first commands after an enrollment, and the release from Setup Assistant when all of them are done.
 //!
 //! Two hooks work on the same event without knowing of each other: `event-commands` answers `enrollment.enrolled` with
-//! commands ([`baseline`]); the event sink follows their results ([`progress`]). They are delivered independently, so
+//! commands (`baseline`); the event sink follows their results (`progress`). They are delivered independently, so
 //! nothing depends on who comes first: each command carries in its idempotency key which step of how many it is.
 
 mod baseline;

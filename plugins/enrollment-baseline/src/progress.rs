@@ -107,7 +107,7 @@ fn wait(device: &str, latest: Latest, since: Timestamp) -> Result<(), Failure> {
     let settings = settings::read()?;
     let complete = done(device, &latest.event)?.is_some_and(|done| done.is_complete());
     if complete || baseline::awaited(&settings) == 0 {
-        return release(device, latest, 0, "nothing is left to wait for");
+        return release(device, latest, "nothing is left to wait for");
     }
     put_latest(device, &latest)?;
     let at = since.saturating_add(settings.release_after_ms()?);
@@ -153,7 +153,7 @@ fn finished(device: &str, command: &CommandData, cancelled: bool) -> Result<(), 
             let at = runtime::now().saturating_add(AFTER_CANCELLATION_MS);
             timers::set(TIMER, at, Some(device), latest.event.as_bytes())
         }
-        Some(latest) => release(device, latest, 0, "all first commands are done"),
+        Some(latest) => release(device, latest, "all first commands are done"),
         // It does not wait yet, or the event of the enrollment has not been here: who begins to wait finds what is done.
         None => Ok(()),
     }
@@ -163,13 +163,20 @@ fn finished(device: &str, command: &CommandData, cancelled: bool) -> Result<(), 
 pub(crate) fn time_is_up(device: &str, data: &[u8]) -> Result<(), Failure> {
     let waiting = |latest: &Latest| latest.event.as_bytes() == data && latest.awaiting && !latest.released;
     match latest(device)?.filter(waiting) {
-        Some(latest) => release(device, latest, URGENT, "the time is up"),
+        Some(latest) => send(device, latest, URGENT, "the time is up"),
         None => Ok(()),
     }
 }
 
+/// Releases the device before the time is up.
+fn release(device: &str, latest: Latest, why: &str) -> Result<(), Failure> {
+    send(device, latest, 0, why)?;
+    timers::cancel(TIMER, Some(device))?;
+    Ok(())
+}
+
 /// Sends `DeviceConfigured` and remembers it, in one commit.
-fn release(device: &str, latest: Latest, priority: i8, why: &str) -> Result<(), Failure> {
+fn send(device: &str, latest: Latest, priority: i8, why: &str) -> Result<(), Failure> {
     let state = enrollments::get(device)?.map(|enrollment| enrollment.read_facts()).transpose()?;
     // Between a new Authenticate and its TokenUpdate the command would meet the device too early.
     if state.and_then(|facts| facts.state).as_deref() == Some("enrolled") {
@@ -178,9 +185,7 @@ fn release(device: &str, latest: Latest, priority: i8, why: &str) -> Result<(), 
         info!("Releasing {device} from Setup Assistant: {why}"; enrollment = device);
     }
     kv::remove(&done_key(device, &latest.event))?;
-    put_latest(device, &Latest { released: true, ..latest })?;
-    timers::cancel(TIMER, Some(device))?;
-    Ok(())
+    put_latest(device, &Latest { released: true, ..latest })
 }
 
 /// Whether the `TokenUpdate` said that the device waits. Absent is unknown, and then nobody may be waiting.
@@ -235,7 +240,7 @@ fn done_key(device: &str, event: &str) -> String {
 mod tests {
     use serde_json::{Value, json};
     use wasmdm_plugin::mock::{self, Host};
-    use wasmdm_plugin::{Event, EventCommands, EventSink, Failure, Schedule};
+    use wasmdm_plugin::{Event, EventCommands, EventSink, Failure, NewCommand, Schedule};
 
     use crate::EnrollmentBaseline;
 
@@ -270,8 +275,8 @@ mod tests {
     /// What `event-commands` answers to that event, as the host keys it.
     fn keys(host: &Host, event: &Event) -> Vec<String> {
         let commands = host.call(|| EnrollmentBaseline::generate(mock::call(), event.clone())).unwrap();
-        let key = |key: &String| format!("{}/{key}", event.id);
-        commands.iter().filter_map(|command| command.options.idempotency_key.as_ref().map(key)).collect()
+        let key = |command: &NewCommand| command.options.idempotency_key.clone();
+        commands.iter().filter_map(key).enumerate().map(|(place, key)| format!("{}/{place}/{key}", event.id)).collect()
     }
 
     fn result(topic: &str, key: &str) -> Event {

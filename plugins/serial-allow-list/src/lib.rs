@@ -1,7 +1,7 @@
 //! Only devices whose serial numbers are listed may enroll.
 //!
 //! The list stands in the configuration, or is fetched from URLs by a schedule into key-values, or both. The policy hook
-//! never fetches anything: it answers from what is there. Start reading at [`policy`]; [`refresh`] fills the lists.
+//! never fetches anything: it answers from what is there. Start reading at `policy`; `refresh` fills the lists.
 
 mod config_list;
 mod policy;

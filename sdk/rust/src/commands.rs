@@ -70,7 +70,8 @@ impl NewCommand {
         Self { body, options }
     }
 
-    /// The same key again is the same command: nothing is queued twice. The host puts the event's id before it.
+    /// The same key again is the same command: nothing is queued twice. In the answer of `event-commands`, the
+    /// host puts the event's id and the command's place before it.
     #[must_use]
     pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
         self.options.idempotency_key = Some(key.into());

@@ -124,7 +124,8 @@ pub struct CommandData {
     pub error_chain: Option<Value>,
     /// `api:SUBJECT` or `plugin:NAME`.
     pub origin: Option<String>,
-    /// The key that the command was queued with. Keys of a plugin's commands begin with the id of the event, and `/`.
+    /// The key that the command was queued with. Keys of commands that `event-commands` returned are
+    /// `EVENT/PLACE/KEY`.
     pub idempotency_key: Option<String>,
 }
 

@@ -29,6 +29,8 @@
 //!
 //! Start reading at [`export!`] and the traits beside it, then at the module of the capability that you need.
 
+#![warn(missing_docs)]
+
 #[doc(hidden)]
 pub mod bindings;
 mod decision;

@@ -12,7 +12,7 @@ pub mod engine;
 pub mod enrollment_policy;
 pub mod events;
 pub mod hook;
-// pub mod loading;
+pub mod loading;
 pub mod plugin;
 pub mod registry;
 pub mod runtime;

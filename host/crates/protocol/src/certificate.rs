@@ -4,10 +4,12 @@
 //! the operator's authorities, so that one verdict costs one signature.
 
 mod anchors;
+mod constraints;
 mod header;
 mod names;
 
 use std::fmt;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
@@ -17,6 +19,7 @@ use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::X509Version;
 
 pub use anchors::{ChainError, TrustAnchors};
+use constraints::Constraints;
 
 use crate::signature::{self, Hash, PublicKey, Scheme};
 use crate::time::Timestamp;
@@ -58,7 +61,7 @@ pub(crate) struct Details {
     /// Whether it may authenticate clients, if it says what it is for.
     client_auth: Option<bool>,
     subject_key_id: Option<Bytes>,
-    name_constraints: bool,
+    name_constraints: Option<Arc<Constraints>>,
     /// An extension that may not be ignored and is not understood.
     unknown_critical: Option<String>,
 }
@@ -172,7 +175,7 @@ impl Details {
             key_cert_sign: None,
             client_auth: None,
             subject_key_id: None,
-            name_constraints: false,
+            name_constraints: None,
             unknown_critical: None,
         };
         let mut seen = Vec::new();
@@ -185,7 +188,7 @@ impl Details {
                 ParsedExtension::BasicConstraints(constraints) => details.basic_constraints = Some((constraints.ca, constraints.path_len_constraint)),
                 ParsedExtension::KeyUsage(usage) => details.key_cert_sign = Some(usage.key_cert_sign()),
                 ParsedExtension::ExtendedKeyUsage(usage) => details.client_auth = Some(usage.client_auth || usage.any),
-                ParsedExtension::NameConstraints(_) => details.name_constraints = true,
+                ParsedExtension::NameConstraints(constraints) => details.name_constraints = Some(Arc::new(Constraints::new(constraints))),
                 ParsedExtension::SubjectKeyIdentifier(id) => details.subject_key_id = Some(part(der, id.0)),
                 ParsedExtension::SubjectAlternativeName(_)
                 | ParsedExtension::IssuerAlternativeName(_)

@@ -34,6 +34,12 @@ impl<S: Service> CertificateBinding<S> {
         match message {
             Message::CheckIn(check_in) if matches!(check_in.check_in, CheckIn::Authenticate(_)) => {
                 let device = check_in.enrollment.device();
+                if let CheckIn::Authenticate(authenticate) = &check_in.check_in
+                    && bound.is_none()
+                {
+                    // Before there is a binding, the owner of the topic is the tenant.
+                    request.tenant = self.storage.topic_owner(&authenticate.topic).await?.unwrap_or_default();
+                }
                 if let Some(binding) = bound {
                     // The storage decides again when it writes; here it only spares the plugins.
                     if binding.enrollment != *device {

@@ -53,19 +53,11 @@ impl ApiAnswer {
 impl ApiClient {
     /// A client for the server at `url` (its path does not matter); the user is `nanomdm`.
     pub fn new(url: &str, key: &str) -> Result<Self, SimulatorError> {
-        Ok(Self {
-            connection: Connection::new(Target::parse(url)?),
-            authorization: basic("nanomdm", key)?,
-        })
+        Ok(Self { connection: Connection::new(Target::parse(url)?), authorization: basic("nanomdm", key)? })
     }
 
     /// Queues a command document for these enrollments. `push` tells the server to wake them.
-    pub async fn enqueue(
-        &mut self,
-        ids: &[&str],
-        document: Bytes,
-        push: bool,
-    ) -> Result<ApiAnswer, SimulatorError> {
+    pub async fn enqueue(&mut self, ids: &[&str], document: Bytes, push: bool) -> Result<ApiAnswer, SimulatorError> {
         let query = if push { "" } else { "?nopush=1" };
         self.call("enqueue", ids, query, document).await
     }
@@ -75,36 +67,18 @@ impl ApiClient {
         self.call("push", ids, "", Bytes::new()).await
     }
 
-    async fn call(
-        &mut self,
-        what: &str,
-        ids: &[&str],
-        query: &str,
-        body: Bytes,
-    ) -> Result<ApiAnswer, SimulatorError> {
+    async fn call(&mut self, what: &str, ids: &[&str], query: &str, body: Bytes) -> Result<ApiAnswer, SimulatorError> {
         let ids: Vec<String> = ids.iter().map(|id| escape(id)).collect();
         let path: Uri = format!("/v1/{what}/{}{query}", ids.join(","))
             .parse()
-            .map_err(|error| SimulatorError::Argument {
-                name: "enrollment ids",
-                problem: format!("{error}"),
-            })?;
+            .map_err(|error| SimulatorError::Argument { name: "enrollment ids", problem: format!("{error}") })?;
         let mut headers = HeaderMap::new();
         headers.insert(http::header::AUTHORIZATION, self.authorization.clone());
-        let Answer { status, body, .. } = self
-            .connection
-            .request(Method::PUT, path, headers, body)
-            .await?;
+        let Answer { status, body, .. } = self.connection.request(Method::PUT, path, headers, body).await?;
         if status == StatusCode::UNAUTHORIZED {
-            return Err(SimulatorError::Argument {
-                name: "api-key",
-                problem: "the server does not know this key".into(),
-            });
+            return Err(SimulatorError::Argument { name: "api-key", problem: "the server does not know this key".into() });
         }
-        Ok(ApiAnswer {
-            status,
-            json: serde_json::from_slice(&body).unwrap_or(Value::Null),
-        })
+        Ok(ApiAnswer { status, json: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }
 }
 
@@ -127,8 +101,5 @@ fn escape(id: &str) -> String {
 
 /// The header value of Basic credentials, for callers with their own client.
 pub fn basic_authorization(user: &str, key: &str) -> String {
-    format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{key}"))
-    )
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{key}")))
 }

@@ -12,8 +12,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SerialNumber,
+    date_time_ymd,
 };
 
 use crate::der;
@@ -103,10 +103,7 @@ struct PooledKey {
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority")
-            .field("seed", &self.seed)
-            .field("keys", &self.keys.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("seed", &self.seed).field("keys", &self.keys.len()).finish_non_exhaustive()
     }
 }
 
@@ -126,14 +123,8 @@ impl Authority {
 
     /// Reads the authority of `directory`, or makes one and leaves it there: `root.pem` is what a server is started with. Keys of
     /// devices are kept too, so that the same seed means the same devices again.
-    pub fn load_or_create(
-        directory: &Path,
-        seed: u64,
-        key_type: KeyType,
-        count: usize,
-    ) -> Result<Self, SimulatorError> {
-        std::fs::create_dir_all(directory)
-            .map_err(|error| SimulatorError::io(directory, error))?;
+    pub fn load_or_create(directory: &Path, seed: u64, key_type: KeyType, count: usize) -> Result<Self, SimulatorError> {
+        std::fs::create_dir_all(directory).map_err(|error| SimulatorError::io(directory, error))?;
         let root_key_path = directory.join(ROOT_KEY);
         let root_path = directory.join(ROOT);
         let pool_path = directory.join(DEVICE_KEYS);
@@ -143,76 +134,43 @@ impl Authority {
         } else {
             let key = make_key(seed, "root", 0, key_type)?;
             let root = make_root(seed, key_type, &key)?;
-            write_private(
-                &root_key_path,
-                &pem::encode(&pem::Pem::new("PRIVATE KEY", key.clone())),
-            )?;
-            write(
-                &root_path,
-                &pem::encode(&pem::Pem::new("CERTIFICATE", root.clone())),
-            )?;
+            write_private(&root_key_path, &pem::encode(&pem::Pem::new("PRIVATE KEY", key.clone())))?;
+            write(&root_path, &pem::encode(&pem::Pem::new("CERTIFICATE", root.clone())))?;
             (key, root)
         };
 
-        let mut pool = if pool_path.exists() {
-            blocks(&pool_path)?
-        } else {
-            Vec::new()
-        };
+        let mut pool = if pool_path.exists() { blocks(&pool_path)? } else { Vec::new() };
         // Keys of another type make way: the pool holds one type.
         pool.retain(|key| signer(key, key_type).is_ok());
         if pool.len() < count {
             for number in pool.len()..count {
                 pool.push(make_key(seed, "device", number as u64, key_type)?);
             }
-            let blocks: Vec<pem::Pem> = pool
-                .iter()
-                .map(|key| pem::Pem::new("PRIVATE KEY", key.clone()))
-                .collect();
+            let blocks: Vec<pem::Pem> = pool.iter().map(|key| pem::Pem::new("PRIVATE KEY", key.clone())).collect();
             write_private(&pool_path, &pem::encode_many(&blocks))?;
         }
         pool.truncate(count.max(1));
         Self::assemble(seed, key_type, &root_key, root, &pool)
     }
 
-    fn assemble(
-        seed: u64,
-        key_type: KeyType,
-        root_key: &[u8],
-        root: Vec<u8>,
-        keys: &[Vec<u8>],
-    ) -> Result<Self, SimulatorError> {
+    fn assemble(seed: u64, key_type: KeyType, root_key: &[u8], root: Vec<u8>, keys: &[Vec<u8>]) -> Result<Self, SimulatorError> {
         if keys.is_empty() {
-            return Err(SimulatorError::Argument {
-                name: "keys",
-                problem: "at least one key is needed".into(),
-            });
+            return Err(SimulatorError::Argument { name: "keys", problem: "at least one key is needed".into() });
         }
         let failed = |error| SimulatorError::cryptography("root certificate", error);
         let root_key = KeyPair::try_from(root_key).map_err(failed)?;
-        let issuer =
-            Issuer::from_ca_cert_der(&root.as_slice().into(), root_key).map_err(failed)?;
+        let issuer = Issuer::from_ca_cert_der(&root.as_slice().into(), root_key).map_err(failed)?;
         let keys = keys
             .iter()
             .map(|key| {
                 Ok(PooledKey {
                     signer: Arc::new(signer(key, key_type)?),
-                    certified: KeyPair::try_from(key.as_slice())
-                        .map_err(|error| SimulatorError::cryptography("device key", error))?,
+                    certified: KeyPair::try_from(key.as_slice()).map_err(|error| SimulatorError::cryptography("device key", error))?,
                 })
             })
             .collect::<Result<Vec<_>, SimulatorError>>()?;
-        let topic = format!(
-            "com.apple.mgmt.External.{}",
-            derive_uuid(seed, "topic", 0).hyphenated()
-        );
-        Ok(Self {
-            issuer,
-            root: root.into(),
-            keys,
-            seed,
-            topic,
-        })
+        let topic = format!("com.apple.mgmt.External.{}", derive_uuid(seed, "topic", 0).hyphenated());
+        Ok(Self { issuer, root: root.into(), keys, seed, topic })
     }
 
     /// The root certificate, DER.
@@ -236,11 +194,7 @@ impl Authority {
     }
 
     /// A device's certificate with a key of the pool.
-    pub fn issue(
-        &self,
-        number: u64,
-        common_name: impl Into<String>,
-    ) -> Result<Identity, SimulatorError> {
+    pub fn issue(&self, number: u64, common_name: impl Into<String>) -> Result<Identity, SimulatorError> {
         self.issue_as(&CertificateRequest::device(number, common_name))
     }
 
@@ -255,9 +209,7 @@ impl Authority {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = DistinguishedName::new();
         if let Some(name) = &request.common_name {
-            parameters
-                .distinguished_name
-                .push(DnType::CommonName, name.as_str());
+            parameters.distinguished_name.push(DnType::CommonName, name.as_str());
         }
         let (year, month, day) = request.not_before;
         parameters.not_before = date_time_ymd(year, month, day);
@@ -268,13 +220,9 @@ impl Authority {
         parameters.extended_key_usages.clone_from(&request.usages);
         parameters.use_authority_key_identifier_extension = true;
 
-        let certificate = parameters
-            .signed_by(&key.certified, &self.issuer)
-            .map_err(|error| SimulatorError::cryptography("device certificate", error))?;
-        Ok(Identity {
-            certificate: Bytes::copy_from_slice(certificate.der()),
-            key: Arc::clone(&key.signer),
-        })
+        let certificate =
+            parameters.signed_by(&key.certified, &self.issuer).map_err(|error| SimulatorError::cryptography("device certificate", error))?;
+        Ok(Identity { certificate: Bytes::copy_from_slice(certificate.der()), key: Arc::clone(&key.signer) })
     }
 }
 
@@ -283,9 +231,7 @@ fn make_root(seed: u64, key_type: KeyType, key: &[u8]) -> Result<Vec<u8>, Simula
     let key = KeyPair::try_from(key).map_err(failed)?;
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = DistinguishedName::new();
-    parameters
-        .distinguished_name
-        .push(DnType::OrganizationName, "wasmdm simulator");
+    parameters.distinguished_name.push(DnType::OrganizationName, "wasmdm simulator");
     parameters.distinguished_name.push(
         DnType::CommonName,
         match key_type {
@@ -294,11 +240,7 @@ fn make_root(seed: u64, key_type: KeyType, key: &[u8]) -> Result<Vec<u8>, Simula
         },
     );
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    parameters.key_usages = vec![
-        KeyUsagePurpose::KeyCertSign,
-        KeyUsagePurpose::CrlSign,
-        KeyUsagePurpose::DigitalSignature,
-    ];
+    parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     let (year, month, day) = NOT_BEFORE;
     parameters.not_before = date_time_ymd(year, month, day);
     let (year, month, day) = NOT_AFTER;
@@ -307,23 +249,12 @@ fn make_root(seed: u64, key_type: KeyType, key: &[u8]) -> Result<Vec<u8>, Simula
     Ok(parameters.self_signed(&key).map_err(failed)?.der().to_vec())
 }
 
-fn make_pool(
-    seed: u64,
-    key_type: KeyType,
-    count: usize,
-) -> Result<Vec<Vec<u8>>, SimulatorError> {
-    (0..count)
-        .map(|number| make_key(seed, "device", number as u64, key_type))
-        .collect()
+fn make_pool(seed: u64, key_type: KeyType, count: usize) -> Result<Vec<Vec<u8>>, SimulatorError> {
+    (0..count).map(|number| make_key(seed, "device", number as u64, key_type)).collect()
 }
 
 /// A private key, PKCS#8. RSA keys are random: the library makes them from no seed.
-fn make_key(
-    seed: u64,
-    label: &str,
-    number: u64,
-    key_type: KeyType,
-) -> Result<Vec<u8>, SimulatorError> {
+fn make_key(seed: u64, label: &str, number: u64, key_type: KeyType) -> Result<Vec<u8>, SimulatorError> {
     match key_type {
         KeyType::Rsa2048 => {
             let failed = |_| SimulatorError::cryptography("RSA key", "could not be made");
@@ -342,20 +273,11 @@ fn make_key(
                     &der::element(der::INTEGER, &[&[0]]),
                     &der::element(
                         der::SEQUENCE,
-                        &[
-                            &der::element(der::OBJECT_IDENTIFIER, &[EC_PUBLIC_KEY]),
-                            &der::element(der::OBJECT_IDENTIFIER, &[P256]),
-                        ],
+                        &[&der::element(der::OBJECT_IDENTIFIER, &[EC_PUBLIC_KEY]), &der::element(der::OBJECT_IDENTIFIER, &[P256])],
                     ),
                     &der::element(
                         der::OCTET_STRING,
-                        &[&der::element(
-                            der::SEQUENCE,
-                            &[
-                                &der::element(der::INTEGER, &[&[1]]),
-                                &der::element(der::OCTET_STRING, &[&scalar]),
-                            ],
-                        )],
+                        &[&der::element(der::SEQUENCE, &[&der::element(der::INTEGER, &[&[1]]), &der::element(der::OCTET_STRING, &[&scalar])])],
                     ),
                 ],
             );
@@ -363,9 +285,7 @@ fn make_key(
                 return Err(SimulatorError::cryptography("P-256 key", "another type"));
             };
             // Written again with its public key, which other libraries insist on.
-            let pkcs8 = key
-                .to_pkcs8v1()
-                .map_err(|_| SimulatorError::cryptography("P-256 key", "could not be written"))?;
+            let pkcs8 = key.to_pkcs8v1().map_err(|_| SimulatorError::cryptography("P-256 key", "could not be written"))?;
             Ok(pkcs8.as_ref().to_vec())
         }
     }
@@ -379,10 +299,7 @@ fn signer(pkcs8: &[u8], key_type: KeyType) -> Result<DeviceKey, SimulatorError> 
 }
 
 fn serial_number(seed: u64, label: &str, number: u64) -> SerialNumber {
-    let mut bytes = derive(seed, &format!("{label} serial number"), number)
-        .first_chunk::<16>()
-        .copied()
-        .unwrap_or_default();
+    let mut bytes = derive(seed, &format!("{label} serial number"), number).first_chunk::<16>().copied().unwrap_or_default();
     // Positive and of full length, whatever the digest says.
     if let Some(first) = bytes.first_mut() {
         *first = (*first & 0x7F) | 0x40;
@@ -404,19 +321,14 @@ pub(crate) fn derive(seed: u64, label: &str, number: u64) -> [u8; 32] {
 
 /// A version 4 UUID that follows from a seed.
 pub(crate) fn derive_uuid(seed: u64, label: &str, number: u64) -> uuid::Uuid {
-    let bytes = derive(seed, label, number)
-        .first_chunk::<16>()
-        .copied()
-        .unwrap_or_default();
+    let bytes = derive(seed, label, number).first_chunk::<16>().copied().unwrap_or_default();
     uuid::Builder::from_random_bytes(bytes).into_uuid()
 }
 
 fn blocks(path: &Path) -> Result<Vec<Vec<u8>>, SimulatorError> {
     let text = std::fs::read(path).map_err(|error| SimulatorError::io(path, error))?;
-    let blocks = pem::parse_many(text).map_err(|error| SimulatorError::Argument {
-        name: "ca-dir",
-        problem: format!("{}: {error}", path.display()),
-    })?;
+    let blocks =
+        pem::parse_many(text).map_err(|error| SimulatorError::Argument { name: "ca-dir", problem: format!("{}: {error}", path.display()) })?;
     Ok(blocks.into_iter().map(pem::Pem::into_contents).collect())
 }
 
@@ -424,10 +336,7 @@ fn first_block(path: &Path) -> Result<Vec<u8>, SimulatorError> {
     blocks(path)?
         .into_iter()
         .next()
-        .ok_or_else(|| SimulatorError::Argument {
-            name: "ca-dir",
-            problem: format!("{} holds no PEM block", path.display()),
-        })
+        .ok_or_else(|| SimulatorError::Argument { name: "ca-dir", problem: format!("{} holds no PEM block", path.display()) })
 }
 
 fn write(path: &Path, text: &str) -> Result<(), SimulatorError> {
@@ -440,9 +349,6 @@ fn write_private(path: &Path, text: &str) -> Result<(), SimulatorError> {
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options
-        .open(path)
-        .map_err(|error| SimulatorError::io(path, error))?;
-    file.write_all(text.as_bytes())
-        .map_err(|error| SimulatorError::io(path, error))
+    let mut file = options.open(path).map_err(|error| SimulatorError::io(path, error))?;
+    file.write_all(text.as_bytes()).map_err(|error| SimulatorError::io(path, error))
 }

@@ -57,9 +57,7 @@ impl Behaviour {
             return *planned;
         }
         if is_first && self.not_now_first > 0 {
-            return Answering::NotNow {
-                times: self.not_now_first,
-            };
+            return Answering::NotNow { times: self.not_now_first };
         }
         if self.error_percent > 0 {
             let [first, second, ..] = derive(self.seed, command_uuid, 0);
@@ -77,40 +75,16 @@ mod tests {
 
     #[test]
     fn a_plan_for_a_type_goes_before_everything_else() {
-        let behaviour = Behaviour {
-            not_now_first: 2,
-            error_percent: 100,
-            ..Behaviour::default()
-        }
-        .with("ProfileList", Answering::CommandFormatError);
-        assert_eq!(
-            behaviour.plan("ProfileList", "a", true),
-            Answering::CommandFormatError
-        );
-        assert_eq!(
-            behaviour.plan("SecurityInfo", "a", true),
-            Answering::NotNow { times: 2 }
-        );
-        assert_eq!(
-            behaviour.plan("SecurityInfo", "a", false),
-            Answering::Error
-        );
+        let behaviour = Behaviour { not_now_first: 2, error_percent: 100, ..Behaviour::default() }.with("ProfileList", Answering::CommandFormatError);
+        assert_eq!(behaviour.plan("ProfileList", "a", true), Answering::CommandFormatError);
+        assert_eq!(behaviour.plan("SecurityInfo", "a", true), Answering::NotNow { times: 2 });
+        assert_eq!(behaviour.plan("SecurityInfo", "a", false), Answering::Error);
     }
 
     #[test]
     fn the_share_of_errors_is_about_what_was_asked_for_and_repeats() {
-        let behaviour = Behaviour {
-            error_percent: 10,
-            seed: 7,
-            ..Behaviour::default()
-        };
-        let failing = |behaviour: &Behaviour| {
-            (0..2000)
-                .filter(|n| {
-                    behaviour.plan("SecurityInfo", &n.to_string(), false) == Answering::Error
-                })
-                .count()
-        };
+        let behaviour = Behaviour { error_percent: 10, seed: 7, ..Behaviour::default() };
+        let failing = |behaviour: &Behaviour| (0..2000).filter(|n| behaviour.plan("SecurityInfo", &n.to_string(), false) == Answering::Error).count();
         let count = failing(&behaviour);
         assert!((140..=260).contains(&count), "{count} of 2000");
         assert_eq!(failing(&behaviour), count);

@@ -62,11 +62,9 @@ impl From<SignatureArgument> for SignatureForm {
     fn from(argument: SignatureArgument) -> Self {
         match argument {
             SignatureArgument::Apple => Self::APPLE,
-            SignatureArgument::Sha1Attributes => Self {
-                digest: DigestAlgorithm::Sha1,
-                attributes: Attributes::Signed { signing_time: None },
-                encoding: Encoding::Der,
-            },
+            SignatureArgument::Sha1Attributes => {
+                Self { digest: DigestAlgorithm::Sha1, attributes: Attributes::Signed { signing_time: None }, encoding: Encoding::Der }
+            }
             SignatureArgument::Sha256 => Self::MODERN,
         }
     }
@@ -109,12 +107,7 @@ pub struct SimulateArguments {
     #[arg(long, value_name = "URL")]
     pub api_url: Option<String>,
     /// Key of the API; it shows in the list of processes
-    #[arg(
-        long,
-        env = "WASMDM_API_KEY",
-        hide_env_values = true,
-        conflicts_with = "api_key_file"
-    )]
+    #[arg(long, env = "WASMDM_API_KEY", hide_env_values = true, conflicts_with = "api_key_file")]
     pub api_key: Option<String>,
     /// File with the key of the API
     #[arg(long, value_name = "FILE")]
@@ -187,10 +180,7 @@ impl SimulateArguments {
             Some(name) => name
                 .parse::<HeaderName>()
                 .map(Proof::CertificateHeader)
-                .map_err(|error| SimulatorError::Argument {
-                    name: "cert-header",
-                    problem: format!("`{name}`: {error}"),
-                }),
+                .map_err(|error| SimulatorError::Argument { name: "cert-header", problem: format!("`{name}`: {error}") }),
             None => Ok(Proof::Signature(self.signature.into())),
         }
     }
@@ -200,10 +190,7 @@ impl SimulateArguments {
             (Some(key), _) => key.clone(),
             (None, Some(path)) => read_key(path)?,
             (None, None) => {
-                return Err(SimulatorError::Argument {
-                    name: "api-key",
-                    problem: "--commands needs --api-key or --api-key-file".into(),
-                });
+                return Err(SimulatorError::Argument { name: "api-key", problem: "--commands needs --api-key or --api-key-file".into() });
             }
         };
         ApiClient::new(self.api_url.as_deref().unwrap_or(&self.url), &key)
@@ -232,9 +219,7 @@ impl SimulateArguments {
 /// Runs what the arguments say. Problems of devices are in the report; an error means that the run could not go on.
 pub async fn simulate(arguments: SimulateArguments) -> Result<Report, SimulatorError> {
     let progress = ProgressBar::new(0);
-    if let Ok(style) =
-        ProgressStyle::with_template("{msg:20} {wide_bar} {pos}/{len} {per_sec} {elapsed}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("{msg:20} {wide_bar} {pos}/{len} {per_sec} {elapsed}") {
         progress.set_style(style);
     }
     let outcome = simulate_with(&arguments, progress.clone()).await;
@@ -243,23 +228,14 @@ pub async fn simulate(arguments: SimulateArguments) -> Result<Report, SimulatorE
 }
 
 /// The same, showing how far it is on the caller's bar.
-pub async fn simulate_with(
-    arguments: &SimulateArguments,
-    progress: ProgressBar,
-) -> Result<Report, SimulatorError> {
+pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar) -> Result<Report, SimulatorError> {
     let target = arguments.target()?;
     let proof = arguments.proof()?;
-    let mut api = if arguments.commands > 0 {
-        Some(arguments.api()?)
-    } else {
-        None
-    };
+    let mut api = if arguments.commands > 0 { Some(arguments.api()?) } else { None };
     progress.set_message("making keys");
     let keys = usize::from(arguments.keys);
     let authority = match &arguments.ca_dir {
-        Some(directory) => {
-            Authority::load_or_create(directory, arguments.seed, arguments.key_type, keys)?
-        }
+        Some(directory) => Authority::load_or_create(directory, arguments.seed, arguments.key_type, keys)?,
         None => Authority::with_keys(arguments.seed, arguments.key_type, keys)?,
     };
     let journal = match &arguments.journal {
@@ -275,14 +251,10 @@ pub async fn simulate_with(
             connections: usize::from(arguments.connections),
             kind: arguments.kind.map(Into::into),
             proof,
-            behaviour: Behaviour {
-                not_now_first: arguments.not_now,
-                error_percent: arguments.errors,
-                seed: arguments.seed,
-                ..Behaviour::default()
-            },
+            behaviour: Behaviour { not_now_first: arguments.not_now, error_percent: arguments.errors, seed: arguments.seed, ..Behaviour::default() },
             serial_prefix: Some(arguments.serial_prefix.clone()),
             awaiting_configuration: arguments.awaiting_configuration.then_some(true),
+            run: milliseconds().unsigned_abs(),
             escrow: !arguments.no_bootstrap_token && !arguments.measure,
             measure: arguments.measure,
             patience: Duration::from_secs(arguments.patience),
@@ -297,9 +269,7 @@ pub async fn simulate_with(
         fleet.enroll().await?;
     }
     if let Some(api) = &mut api {
-        let queued = fleet
-            .enqueue(api, arguments.commands, arguments.push)
-            .await?;
+        let queued = fleet.enqueue(api, arguments.commands, arguments.push).await?;
         fleet.work_off(&queued).await?;
     }
     let polling = match (arguments.polls, arguments.duration) {
@@ -326,13 +296,7 @@ fn read_key(path: &Path) -> Result<String, SimulatorError> {
 
 /// Milliseconds since 1970.
 fn milliseconds() -> i64 {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the command line is where the clock comes from"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the command line is where the clock comes from")]
     let now = std::time::SystemTime::now();
-    now.duration_since(std::time::UNIX_EPOCH)
-        .ok()
-        .and_then(|elapsed| i64::try_from(elapsed.as_millis()).ok())
-        .unwrap_or_default()
+    now.duration_since(std::time::UNIX_EPOCH).ok().and_then(|elapsed| i64::try_from(elapsed.as_millis()).ok()).unwrap_or_default()
 }

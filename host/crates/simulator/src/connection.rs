@@ -37,46 +37,28 @@ impl Target {
     ///
     /// There is no TLS here: devices meet the server's own listener.
     pub fn parse(url: &str) -> Result<Self, SimulatorError> {
-        let wrong = |problem: String| SimulatorError::Argument {
-            name: "url",
-            problem,
-        };
-        let uri: Uri = url
-            .parse()
-            .map_err(|error| wrong(format!("`{url}` is no URL: {error}")))?;
+        let wrong = |problem: String| SimulatorError::Argument { name: "url", problem };
+        let uri: Uri = url.parse().map_err(|error| wrong(format!("`{url}` is no URL: {error}")))?;
         if uri.scheme_str() != Some("http") {
-            return Err(wrong(format!(
-                "`{url}` must begin with http:// (simulated devices speak without TLS)"
-            )));
+            return Err(wrong(format!("`{url}` must begin with http:// (simulated devices speak without TLS)")));
         }
-        let authority = uri
-            .authority()
-            .ok_or_else(|| wrong(format!("`{url}` names no host")))?;
+        let authority = uri.authority().ok_or_else(|| wrong(format!("`{url}` names no host")))?;
         if authority.as_str().contains('@') {
             return Err(wrong("a user in the URL is not supported".into()));
         }
-        let host = HeaderValue::from_str(authority.as_str())
-            .map_err(|error| wrong(error.to_string()))?;
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|error| wrong(error.to_string()))?;
         let path = match uri.path_and_query() {
             Some(path) if path.as_str() != "/" => path.as_str(),
             _ => "/mdm",
         };
         let path: Uri = path.parse().map_err(|_| wrong("unusable path".into()))?;
         let port = authority.port_u16().unwrap_or(80);
-        Ok(Self {
-            authority: format!("{}:{port}", authority.host()),
-            host,
-            reports: path.clone(),
-            check_ins: path,
-        })
+        Ok(Self { authority: format!("{}:{port}", authority.host()), host, reports: path.clone(), check_ins: path })
     }
 
     /// The same server, with check-ins at another path (`CheckInURL`).
     pub fn with_check_in_path(mut self, path: &str) -> Result<Self, SimulatorError> {
-        self.check_ins = path.parse().map_err(|error| SimulatorError::Argument {
-            name: "check-in path",
-            problem: format!("`{path}`: {error}"),
-        })?;
+        self.check_ins = path.parse().map_err(|error| SimulatorError::Argument { name: "check-in path", problem: format!("`{path}`: {error}") })?;
         Ok(self)
     }
 
@@ -87,11 +69,7 @@ impl Target {
 
     /// The path of check-ins, or that of reports.
     pub fn path(&self, is_check_in: bool) -> &Uri {
-        if is_check_in {
-            &self.check_ins
-        } else {
-            &self.reports
-        }
+        if is_check_in { &self.check_ins } else { &self.reports }
     }
 }
 
@@ -131,24 +109,14 @@ pub struct Connection {
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection")
-            .field("server", &self.target.authority)
-            .field("open", &self.open.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("server", &self.target.authority).field("open", &self.open.is_some()).finish_non_exhaustive()
     }
 }
 
 impl Connection {
     /// A connection to `target`; nothing is opened yet. An answer may take a minute.
     pub fn new(target: Target) -> Self {
-        Self {
-            target,
-            timeout: Duration::from_secs(60),
-            open: None,
-            opened: 0,
-            tally: None,
-            due: None,
-        }
+        Self { target, timeout: Duration::from_secs(60), open: None, opened: 0, tally: None, due: None }
     }
 
     /// A connection to the server at this URL.
@@ -175,9 +143,7 @@ impl Connection {
 
     /// Begins to measure anew; answers what was measured so far.
     pub fn measure(&mut self) -> Tally {
-        self.tally
-            .replace(Box::default())
-            .map_or_else(Tally::default, |tally| *tally)
+        self.tally.replace(Box::default()).map_or_else(Tally::default, |tally| *tally)
     }
 
     /// The next request was due at this moment: its latency counts from then, so that a slow server does not hide the requests that it
@@ -195,13 +161,7 @@ impl Connection {
     ///
     /// A request that meets a kept-alive connection which the server has just closed is not sent again: whether the server saw it is
     /// not known. The caller decides.
-    pub async fn request(
-        &mut self,
-        method: Method,
-        path: Uri,
-        mut headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<Answer, SimulatorError> {
+    pub async fn request(&mut self, method: Method, path: Uri, mut headers: HeaderMap, body: Bytes) -> Result<Answer, SimulatorError> {
         headers.insert(http::header::HOST, self.target.host.clone());
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
@@ -212,14 +172,8 @@ impl Connection {
         let begin = self.due.take().unwrap_or_else(Instant::now);
         let outcome = match tokio::time::timeout(limit, self.exchange(request)).await {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(problem)) => Err(SimulatorError::Transport {
-                server: self.target.authority.clone(),
-                problem,
-            }),
-            Err(_) => Err(SimulatorError::TimedOut {
-                server: self.target.authority.clone(),
-                limit,
-            }),
+            Ok(Err(problem)) => Err(SimulatorError::Transport { server: self.target.authority.clone(), problem }),
+            Err(_) => Err(SimulatorError::TimedOut { server: self.target.authority.clone(), limit }),
         };
         if outcome.is_err() {
             self.open = None;
@@ -244,14 +198,8 @@ impl Connection {
                 open
             }
         };
-        let (answer, driver_done) = converse(&mut open, request)
-            .await
-            .map_err(|error| describe(error.as_ref()))?;
-        let closes = driver_done
-            || answer
-                .headers
-                .get(http::header::CONNECTION)
-                .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+        let (answer, driver_done) = converse(&mut open, request).await.map_err(|error| describe(error.as_ref()))?;
+        let closes = driver_done || answer.headers.get(http::header::CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
         if !closes {
             self.open = Some(open);
         }
@@ -263,46 +211,31 @@ impl Connection {
         let Some(open) = self.open.as_mut() else {
             return;
         };
-        let closed = poll_fn(|context| Poll::Ready(open.driver.as_mut().poll(context).is_ready()))
-            .await;
+        let closed = poll_fn(|context| Poll::Ready(open.driver.as_mut().poll(context).is_ready())).await;
         if closed || open.sender.is_closed() {
             self.open = None;
         }
     }
 
     async fn connect(&self) -> Result<Open, String> {
-        let stream = TcpStream::connect(&self.target.authority)
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(&self.target.authority).await.map_err(|error| error.to_string())?;
         // Without it, small requests wait for the other side's delayed acknowledgement.
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-        Ok(Open {
-            sender,
-            driver: Box::pin(driver),
-        })
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        Ok(Open { sender, driver: Box::pin(driver) })
     }
 }
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One exchange on an open connection; also answers whether the connection ended with it.
-async fn converse(
-    open: &mut Open,
-    request: Request<Full<Bytes>>,
-) -> Result<(Answer, bool), Failure> {
+async fn converse(open: &mut Open, request: Request<Full<Bytes>>) -> Result<(Answer, bool), Failure> {
     let Open { sender, driver } = open;
     let mut answering = pin!(async {
         let response = sender.send_request(request).await?;
         let (head, body) = response.into_parts();
         let body = Limited::new(body, ANSWER_LIMIT).collect().await?.to_bytes();
-        Ok::<_, Failure>(Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        Ok::<_, Failure>(Answer { status: head.status, headers: head.headers, body })
     });
     let mut driver_done = false;
     let answer = poll_fn(|context| {

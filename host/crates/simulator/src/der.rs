@@ -66,17 +66,10 @@ pub(crate) fn issuer_and_serial(certificate: &[u8]) -> Option<IssuerAndSerial<'_
     let (tbs, _) = split(outer.content)?;
     let (first, after_first) = split(tbs.content)?;
     // The version is left out of version 1 certificates.
-    let (serial, rest) = if first.tag == CONTEXT_0 {
-        split(after_first)?
-    } else {
-        (first, after_first)
-    };
+    let (serial, rest) = if first.tag == CONTEXT_0 { split(after_first)? } else { (first, after_first) };
     let (_algorithm, rest) = split(rest)?;
     let (issuer, _) = split(rest)?;
-    (serial.tag == INTEGER && issuer.tag == SEQUENCE).then_some(IssuerAndSerial {
-        issuer: issuer.whole,
-        serial: serial.whole,
-    })
+    (serial.tag == INTEGER && issuer.tag == SEQUENCE).then_some(IssuerAndSerial { issuer: issuer.whole, serial: serial.whole })
 }
 
 struct Element<'a> {
@@ -95,21 +88,12 @@ fn split(input: &[u8]) -> Option<(Element<'_>, &[u8])> {
         if length.is_empty() || length.len() > 4 {
             return None;
         }
-        let length = length
-            .iter()
-            .fold(0usize, |sum, byte| (sum << 8) | usize::from(*byte));
+        let length = length.iter().fold(0usize, |sum, byte| (sum << 8) | usize::from(*byte));
         (length, rest)
     };
     let (content, rest) = content.split_at_checked(length)?;
     let whole = input.get(..input.len() - rest.len())?;
-    Some((
-        Element {
-            tag,
-            content,
-            whole,
-        },
-        rest,
-    ))
+    Some((Element { tag, content, whole }, rest))
 }
 
 #[cfg(test)]
@@ -125,10 +109,7 @@ mod tests {
 
     #[test]
     fn an_indefinite_element_ends_with_two_zeros() {
-        assert_eq!(
-            indefinite(SEQUENCE, &[NULL]),
-            [0x30, 0x80, 0x05, 0x00, 0x00, 0x00]
-        );
+        assert_eq!(indefinite(SEQUENCE, &[NULL]), [0x30, 0x80, 0x05, 0x00, 0x00, 0x00]);
     }
 
     #[test]

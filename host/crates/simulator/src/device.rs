@@ -108,9 +108,7 @@ pub struct Session {
 impl Session {
     /// Whether the device would come back by itself: its last word was `NotNow`.
     pub fn ended_with_not_now(&self) -> bool {
-        self.commands
-            .last()
-            .is_some_and(|command| command.status.as_deref() == Some("NotNow"))
+        self.commands.last().is_some_and(|command| command.status.as_deref() == Some("NotNow"))
     }
 }
 
@@ -187,36 +185,22 @@ impl Device {
     }
 
     /// The same with options.
-    pub fn with_options(
-        authority: &Authority,
-        number: u64,
-        options: DeviceOptions,
-    ) -> Result<Self, SimulatorError> {
+    pub fn with_options(authority: &Authority, number: u64, options: DeviceOptions) -> Result<Self, SimulatorError> {
         let seed = authority.seed();
         let kind = options.kind.unwrap_or(EnrollmentKind::Device);
         let product = options.product.unwrap_or(match kind {
             EnrollmentKind::SharedIpad => Product::Ipad,
             EnrollmentKind::UserEnrollmentDevice => Product::Iphone,
-            EnrollmentKind::Device | EnrollmentKind::User | EnrollmentKind::UserEnrollment => {
-                Product::Mac
-            }
+            EnrollmentKind::Device | EnrollmentKind::User | EnrollmentKind::UserEnrollment => Product::Mac,
         });
-        let uuid = |label: &str| {
-            derive_uuid(seed, label, number)
-                .hyphenated()
-                .to_string()
-                .to_uppercase()
-        };
+        let uuid = |label: &str| derive_uuid(seed, label, number).hyphenated().to_string().to_uppercase();
         let udid = match product {
             Product::Mac => uuid("udid"),
             Product::Iphone => format!("00008130-{}", upper_hex(&derive(seed, "udid", number), 8)),
             Product::Ipad => format!("00008132-{}", upper_hex(&derive(seed, "udid", number), 8)),
         };
         let (user_id, user_short_name) = match kind {
-            EnrollmentKind::SharedIpad => (
-                "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF".to_owned(),
-                format!("student{number}@school.example"),
-            ),
+            EnrollmentKind::SharedIpad => ("FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF".to_owned(), format!("student{number}@school.example")),
             _ => (uuid("user"), format!("user{number}")),
         };
         let serial_number = options.serial_number.unwrap_or_else(|| {
@@ -235,9 +219,7 @@ impl Device {
             user_short_name,
             user_long_name: format!("Simulated User {number}"),
             serial_number,
-            topic: options
-                .topic
-                .unwrap_or_else(|| authority.topic().to_owned()),
+            topic: options.topic.unwrap_or_else(|| authority.topic().to_owned()),
             push_magic: uuid("push magic"),
             token: derive(seed, "token", number).to_vec(),
             awaiting_configuration: options.awaiting_configuration,
@@ -272,9 +254,7 @@ impl Device {
     /// The id of the device's own channel.
     pub fn device_id(&self) -> &str {
         match self.kind {
-            EnrollmentKind::UserEnrollmentDevice | EnrollmentKind::UserEnrollment => {
-                &self.enrollment_id
-            }
+            EnrollmentKind::UserEnrollmentDevice | EnrollmentKind::UserEnrollment => &self.enrollment_id,
             EnrollmentKind::Device | EnrollmentKind::User | EnrollmentKind::SharedIpad => &self.udid,
         }
     }
@@ -328,7 +308,7 @@ impl Device {
         if !self.is_user_enrollment() {
             keys.insert("SerialNumber".into(), self.serial_number.as_str().into());
         }
-        Message::check_in("Authenticate", keys)
+        Message::check_in("Authenticate", keys).map(Message::for_device_channel)
     }
 
     /// `TokenUpdate` of its channel.
@@ -340,20 +320,12 @@ impl Device {
         if self.kind.is_device_channel() {
             return self.token_update();
         }
-        let magic = derive_uuid(self.seed, "device push magic", self.number)
-            .hyphenated()
-            .to_string()
-            .to_uppercase();
+        let magic = derive_uuid(self.seed, "device push magic", self.number).hyphenated().to_string().to_uppercase();
         let token = derive(self.seed, "device token", self.number);
-        self.token_update_of(self.device_identifiers(), &magic, &token)
+        self.token_update_of(self.device_identifiers(), &magic, &token).map(Message::for_device_channel)
     }
 
-    fn token_update_of(
-        &self,
-        mut keys: Dictionary,
-        push_magic: &str,
-        token: &[u8],
-    ) -> Result<Message, SimulatorError> {
+    fn token_update_of(&self, mut keys: Dictionary, push_magic: &str, token: &[u8]) -> Result<Message, SimulatorError> {
         let is_device_channel = !keys.contains_key("UserID") && !keys.contains_key("EnrollmentUserID");
         keys.insert("Topic".into(), self.topic.as_str().into());
         keys.insert("PushMagic".into(), push_magic.into());
@@ -362,8 +334,7 @@ impl Device {
             keys.insert("AwaitingConfiguration".into(), awaiting.into());
         }
         // Only a device that can be unlocked from afar has one: not Macs, User Enrollments or Shared iPads.
-        if is_device_channel && self.kind == EnrollmentKind::Device && self.product != Product::Mac
-        {
+        if is_device_channel && self.kind == EnrollmentKind::Device && self.product != Product::Mac {
             let token = derive(self.seed, "unlock token", self.number);
             keys.insert("UnlockToken".into(), Value::Data(token.to_vec()));
         }
@@ -376,10 +347,7 @@ impl Device {
     /// Takes another push token and magic, as devices do now and then; the next `TokenUpdate` says so.
     pub fn rotate_push_token(&mut self, generation: u64) {
         let number = self.number.rotate_left(32) ^ generation;
-        self.push_magic = derive_uuid(self.seed, "rotated push magic", number)
-            .hyphenated()
-            .to_string()
-            .to_uppercase();
+        self.push_magic = derive_uuid(self.seed, "rotated push magic", number).hyphenated().to_string().to_uppercase();
         self.token = derive(self.seed, "rotated token", number).to_vec();
     }
 
@@ -404,20 +372,16 @@ impl Device {
         if let Some(awaiting) = self.awaiting_configuration {
             keys.insert("AwaitingConfiguration".into(), awaiting.into());
         }
-        Message::check_in("SetBootstrapToken", keys)
+        Message::check_in("SetBootstrapToken", keys).map(Message::for_device_channel)
     }
 
     /// `GetBootstrapToken`
     pub fn get_bootstrap_token(&self) -> Result<Message, SimulatorError> {
-        Message::check_in("GetBootstrapToken", self.device_identifiers())
+        Message::check_in("GetBootstrapToken", self.device_identifiers()).map(Message::for_device_channel)
     }
 
     /// `DeclarativeManagement` to an endpoint, with data or without.
-    pub fn declarative_management(
-        &self,
-        endpoint: &str,
-        data: Option<&[u8]>,
-    ) -> Result<Message, SimulatorError> {
+    pub fn declarative_management(&self, endpoint: &str, data: Option<&[u8]>) -> Result<Message, SimulatorError> {
         let mut keys = self.identifiers();
         keys.insert("Endpoint".into(), endpoint.into());
         if let Some(data) = data {
@@ -442,7 +406,7 @@ impl Device {
 
     /// `ReturnToService`
     pub fn return_to_service(&self) -> Result<Message, SimulatorError> {
-        Message::check_in("ReturnToService", self.device_identifiers())
+        Message::check_in("ReturnToService", self.device_identifiers()).map(Message::for_device_channel)
     }
 
     /// The poll with which a session begins.
@@ -473,21 +437,14 @@ impl Device {
 
     /// A report that no parser accepts, of which identifier and command can be read all the same. Both may be somebody else's.
     pub fn malformed_report(&self, device_id: &str, command_uuid: &str) -> Message {
-        let key = if self.is_user_enrollment() {
-            "EnrollmentID"
-        } else {
-            "UDID"
-        };
+        let key = if self.is_user_enrollment() { "EnrollmentID" } else { "UDID" };
         let body = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<plist version=\"1.0\">\n<dict>\n\t<key>CommandUUID</key>\n\t\
              <string>{command_uuid}</string>\n\t<key>Status</key>\n\t<string>Acknowledged</string>\n\t<key>{key}</key>\n\t\
              <string>{device_id}</string>\n\t<key>QueryResponses</key>\n\t<dict>\n\t\t<key>DeviceName</key>\n"
         );
         let mut message = Message::raw_report(body);
-        message.kind = MessageKind::Report {
-            status: "malformed".into(),
-            command_uuid: Some(command_uuid.into()),
-        };
+        message.kind = MessageKind::Report { status: "malformed".into(), command_uuid: Some(command_uuid.into()) };
         message
     }
 
@@ -504,10 +461,7 @@ impl Device {
             }),
         );
         if message.is_check_in() {
-            headers.insert(
-                http::header::CONTENT_TYPE,
-                HeaderValue::from_static(CHECK_IN_CONTENT_TYPE),
-            );
+            headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static(CHECK_IN_CONTENT_TYPE));
         }
         match &self.proof {
             Proof::Signature(form) => {
@@ -548,16 +502,12 @@ impl Device {
     }
 
     /// Signs the acknowledgement of a command that is still to come, so that answering it later costs no signature.
-    pub fn prepare_acknowledgement(
-        &mut self,
-        command_document: &Bytes,
-    ) -> Result<(), SimulatorError> {
-        let command =
-            ReceivedCommand::parse(command_document).map_err(|problem| SimulatorError::Answer {
-                device: self.id(),
-                what: "preparing".into(),
-                problem,
-            })?;
+    pub fn prepare_acknowledgement(&mut self, command_document: &Bytes) -> Result<(), SimulatorError> {
+        let command = ReceivedCommand::parse(command_document).map_err(|problem| SimulatorError::Answer {
+            device: self.id(),
+            what: "preparing".into(),
+            problem,
+        })?;
         let message = self.acknowledgement(&command)?;
         let prepared = self.prepare(message)?;
         self.prepared.insert(command.uuid, prepared);
@@ -565,44 +515,27 @@ impl Device {
     }
 
     /// Signs and sends a message; answers whatever the server answers.
-    pub async fn send(
-        &mut self,
-        connection: &mut Connection,
-        message: Message,
-    ) -> Result<Answer, SimulatorError> {
+    pub async fn send(&mut self, connection: &mut Connection, message: Message) -> Result<Answer, SimulatorError> {
         let prepared = self.prepare(message)?;
         self.transmit(connection, &prepared).await
     }
 
     /// Sends what was signed before. Tries again for as long as the retry policy says while no answer comes at all.
-    pub async fn transmit(
-        &mut self,
-        connection: &mut Connection,
-        prepared: &Prepared,
-    ) -> Result<Answer, SimulatorError> {
+    pub async fn transmit(&mut self, connection: &mut Connection, prepared: &Prepared) -> Result<Answer, SimulatorError> {
+        let speaker = if prepared.message.on_device_channel { self.device_id().to_owned() } else { self.id() };
         let begin = tokio::time::Instant::now();
         let mut pause = Duration::from_millis(20);
         loop {
             let request = match &self.journal {
-                Some(journal) => Some(journal.record_request(&self.id(), &prepared.message)?),
+                Some(journal) => Some(journal.record_request(&speaker, &prepared.message)?),
                 None => None,
             };
-            let path = connection
-                .target()
-                .path(prepared.message.is_check_in())
-                .clone();
-            let outcome = connection
-                .request(
-                    Method::PUT,
-                    path,
-                    prepared.headers.clone(),
-                    prepared.message.body.clone(),
-                )
-                .await;
+            let path = connection.target().path(prepared.message.is_check_in()).clone();
+            let outcome = connection.request(Method::PUT, path, prepared.headers.clone(), prepared.message.body.clone()).await;
             match outcome {
                 Ok(answer) => {
                     if let (Some(journal), Some(request)) = (&self.journal, request) {
-                        journal.record_answer(request, &self.id(), &answer)?;
+                        journal.record_answer(request, &speaker, &answer)?;
                     }
                     return Ok(answer);
                 }
@@ -620,20 +553,12 @@ impl Device {
     }
 
     /// Sends a message that only 200 lets the device go on from; answers the body.
-    pub async fn insist(
-        &mut self,
-        connection: &mut Connection,
-        message: Message,
-    ) -> Result<Bytes, SimulatorError> {
+    pub async fn insist(&mut self, connection: &mut Connection, message: Message) -> Result<Bytes, SimulatorError> {
         let prepared = self.prepare(message)?;
         self.insist_prepared(connection, &prepared).await
     }
 
-    async fn insist_prepared(
-        &mut self,
-        connection: &mut Connection,
-        prepared: &Prepared,
-    ) -> Result<Bytes, SimulatorError> {
+    async fn insist_prepared(&mut self, connection: &mut Connection, prepared: &Prepared) -> Result<Bytes, SimulatorError> {
         let answer = self.transmit(connection, prepared).await?;
         if answer.status == StatusCode::OK {
             return Ok(answer.body);
@@ -665,11 +590,7 @@ impl Device {
     }
 
     /// Sends messages that were signed before, as enrolling does.
-    pub async fn enroll_prepared(
-        &mut self,
-        connection: &mut Connection,
-        messages: &[Prepared],
-    ) -> Result<(), SimulatorError> {
+    pub async fn enroll_prepared(&mut self, connection: &mut Connection, messages: &[Prepared]) -> Result<(), SimulatorError> {
         for prepared in messages {
             self.insist_prepared(connection, prepared).await?;
         }
@@ -689,20 +610,14 @@ impl Device {
     }
 
     /// Escrows its bootstrap token.
-    pub async fn escrow_bootstrap_token(
-        &mut self,
-        connection: &mut Connection,
-    ) -> Result<(), SimulatorError> {
+    pub async fn escrow_bootstrap_token(&mut self, connection: &mut Connection) -> Result<(), SimulatorError> {
         let token = self.bootstrap_token();
         let message = self.set_bootstrap_token(Some(&token))?;
         self.insist(connection, message).await.map(|_| ())
     }
 
     /// One session: Idle, then an answer to each command, until the server has nothing more to say or the device stays silent.
-    pub async fn poll_until_idle(
-        &mut self,
-        connection: &mut Connection,
-    ) -> Result<Session, SimulatorError> {
+    pub async fn poll_until_idle(&mut self, connection: &mut Connection) -> Result<Session, SimulatorError> {
         let mut session = Session::default();
         let mut next = match &self.prepared_idle {
             Some(prepared) => prepared.clone(),
@@ -718,25 +633,16 @@ impl Device {
             if body.is_empty() {
                 return Ok(session);
             }
-            let unusable = |problem: String| SimulatorError::Answer {
-                device: String::new(),
-                what: what.clone(),
-                problem,
-            };
+            let unusable = |problem: String| SimulatorError::Answer { device: String::new(), what: what.clone(), problem };
             if session.commands.len() >= SESSION_LIMIT {
-                return Err(self.named(unusable(format!(
-                    "more than {SESSION_LIMIT} commands in one session"
-                ))));
+                return Err(self.named(unusable(format!("more than {SESSION_LIMIT} commands in one session"))));
             }
-            let command = ReceivedCommand::parse(&body)
-                .map_err(|problem| self.named(unusable(problem)))?;
+            let command = ReceivedCommand::parse(&body).map_err(|problem| self.named(unusable(problem)))?;
             let answer = self.answer(&command)?;
             session.commands.push(AnsweredCommand {
                 uuid: command.uuid,
                 request_type: command.request_type,
-                status: answer
-                    .as_ref()
-                    .map(|prepared| prepared.message.name().to_owned()),
+                status: answer.as_ref().map(|prepared| prepared.message.name().to_owned()),
             });
             match answer {
                 Some(prepared) => next = prepared,
@@ -750,18 +656,11 @@ impl Device {
     }
 
     /// Sessions until one brings no command, or only ones that are deferred or never answered. At most `limit` sessions.
-    pub async fn poll_until_done(
-        &mut self,
-        connection: &mut Connection,
-        limit: usize,
-    ) -> Result<Vec<Session>, SimulatorError> {
+    pub async fn poll_until_done(&mut self, connection: &mut Connection, limit: usize) -> Result<Vec<Session>, SimulatorError> {
         let mut sessions = Vec::new();
         for _ in 0..limit {
             let session = self.poll_until_idle(connection).await?;
-            let is_silent = session
-                .commands
-                .last()
-                .is_some_and(|command| command.status.is_none());
+            let is_silent = session.commands.last().is_some_and(|command| command.status.is_none());
             let is_empty = session.commands.is_empty();
             sessions.push(session);
             if is_empty || is_silent {
@@ -773,28 +672,18 @@ impl Device {
 
     fn named(&self, error: SimulatorError) -> SimulatorError {
         match error {
-            SimulatorError::Answer { what, problem, .. } => SimulatorError::Answer {
-                device: self.id(),
-                what,
-                problem,
-            },
+            SimulatorError::Answer { what, problem, .. } => SimulatorError::Answer { device: self.id(), what, problem },
             other => other,
         }
     }
 
     /// How often each command was delivered to it.
     pub fn deliveries(&self) -> BTreeMap<&str, u32> {
-        self.deliveries
-            .iter()
-            .map(|(uuid, delivered)| (uuid.as_str(), delivered.times))
-            .collect()
+        self.deliveries.iter().map(|(uuid, delivered)| (uuid.as_str(), delivered.times)).collect()
     }
 
     /// The device's answer to a command by its plan; `None` if it stays silent.
-    pub fn answer(
-        &mut self,
-        command: &ReceivedCommand,
-    ) -> Result<Option<Prepared>, SimulatorError> {
+    pub fn answer(&mut self, command: &ReceivedCommand) -> Result<Option<Prepared>, SimulatorError> {
         let is_first = self.received.is_empty();
         let delivered = self.deliveries.entry(command.uuid.clone()).or_default();
         if delivered.times == 0 {
@@ -802,9 +691,7 @@ impl Device {
             self.received.push(command.uuid.clone());
         }
         delivered.times += 1;
-        let plan =
-            self.behaviour
-                .plan(&command.request_type, &command.uuid, delivered.is_first);
+        let plan = self.behaviour.plan(&command.request_type, &command.uuid, delivered.is_first);
         let message = match plan {
             Answering::NotNow { times } if delivered.not_now < times => {
                 delivered.not_now += 1;
@@ -839,18 +726,14 @@ impl Device {
             }
             "RemoveProfile" => {
                 let identifier = command.command.get("Identifier").and_then(Value::as_string);
-                self.profiles
-                    .retain(|profile| Some(profile.as_str()) != identifier);
+                self.profiles.retain(|profile| Some(profile.as_str()) != identifier);
             }
             _ => {}
         }
     }
 
     const fn is_user_enrollment(&self) -> bool {
-        matches!(
-            self.kind,
-            EnrollmentKind::UserEnrollment | EnrollmentKind::UserEnrollmentDevice
-        )
+        matches!(self.kind, EnrollmentKind::UserEnrollment | EnrollmentKind::UserEnrollmentDevice)
     }
 }
 
@@ -858,23 +741,13 @@ fn error_chain() -> Value {
     let mut link = Dictionary::new();
     link.insert("ErrorCode".into(), 12021.into());
     link.insert("ErrorDomain".into(), "MCMDMErrorDomain".into());
-    link.insert(
-        "LocalizedDescription".into(),
-        "The request could not be carried out.".into(),
-    );
-    link.insert(
-        "USEnglishDescription".into(),
-        "The request could not be carried out.".into(),
-    );
+    link.insert("LocalizedDescription".into(), "The request could not be carried out.".into());
+    link.insert("USEnglishDescription".into(), "The request could not be carried out.".into());
     Value::Array(vec![Value::Dictionary(link)])
 }
 
 fn upper_hex(bytes: &[u8], count: usize) -> String {
-    bytes
-        .iter()
-        .take(count)
-        .map(|byte| format!("{byte:02X}"))
-        .collect()
+    bytes.iter().take(count).map(|byte| format!("{byte:02X}")).collect()
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, SimulatorError> {
@@ -883,10 +756,7 @@ fn header_value(text: &str) -> Result<HeaderValue, SimulatorError> {
 
 /// Basic credentials as a header's value.
 pub(crate) fn basic(user: &str, password: &str) -> Result<HeaderValue, SimulatorError> {
-    let mut value = header_value(&format!(
-        "Basic {}",
-        STANDARD.encode(format!("{user}:{password}"))
-    ))?;
+    let mut value = header_value(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))?;
     value.set_sensitive(true);
     Ok(value)
 }

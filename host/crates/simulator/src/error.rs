@@ -90,16 +90,10 @@ impl SimulatorError {
     }
 
     pub(crate) fn cryptography(what: &'static str, problem: impl std::fmt::Display) -> Self {
-        Self::Cryptography {
-            what,
-            problem: problem.to_string(),
-        }
+        Self::Cryptography { what, problem: problem.to_string() }
     }
 
     pub(crate) fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
-        Self::Io {
-            path: path.into(),
-            source,
-        }
+        Self::Io { path: path.into(), source }
     }
 }

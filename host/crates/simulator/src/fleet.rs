@@ -27,26 +27,11 @@ use crate::null_server::NullServer;
 use crate::report::{PhaseReport, Report};
 
 /// What commands are queued, in turn.
-const REQUEST_TYPES: [&str; 5] = [
-    "DeviceInformation",
-    "SecurityInfo",
-    "ProfileList",
-    "CertificateList",
-    "InstalledApplicationList",
-];
+const REQUEST_TYPES: [&str; 5] = ["DeviceInformation", "SecurityInfo", "ProfileList", "CertificateList", "InstalledApplicationList"];
 
 /// What is asked about a device.
-const QUERIES: [&str; 9] = [
-    "DeviceName",
-    "OSVersion",
-    "BuildVersion",
-    "ModelName",
-    "Model",
-    "ProductName",
-    "SerialNumber",
-    "UDID",
-    "AwaitingConfiguration",
-];
+const QUERIES: [&str; 9] =
+    ["DeviceName", "OSVersion", "BuildVersion", "ModelName", "Model", "ProductName", "SerialNumber", "UDID", "AwaitingConfiguration"];
 
 /// Which fleet.
 #[derive(Debug, Clone)]
@@ -67,6 +52,8 @@ pub struct FleetOptions {
     pub serial_prefix: Option<String>,
     /// What they say about waiting in the Setup Assistant.
     pub awaiting_configuration: Option<bool>,
+    /// Distinguishes this run's commands from those of an earlier run with the same seed: a server takes the same command once.
+    pub run: u64,
     /// Whether Macs escrow a bootstrap token after enrolling.
     pub escrow: bool,
     /// Whether requests are signed before the clock starts.
@@ -94,6 +81,7 @@ impl Default for FleetOptions {
             behaviour: Behaviour::default(),
             serial_prefix: None,
             awaiting_configuration: None,
+            run: 0,
             escrow: false,
             measure: false,
             patience: Duration::ZERO,
@@ -160,16 +148,9 @@ impl Outcome {
 
 impl Fleet {
     /// Makes the devices: their certificates are issued here.
-    pub fn new(
-        authority: &Authority,
-        target: Target,
-        options: FleetOptions,
-    ) -> Result<Self, SimulatorError> {
+    pub fn new(authority: &Authority, target: Target, options: FleetOptions) -> Result<Self, SimulatorError> {
         if options.devices == 0 || options.connections == 0 {
-            return Err(SimulatorError::Argument {
-                name: "devices, connections",
-                problem: "at least one of each is needed".into(),
-            });
+            return Err(SimulatorError::Argument { name: "devices, connections", problem: "at least one of each is needed".into() });
         }
         options.progress.set_length(options.devices);
         options.progress.set_message("making devices");
@@ -192,9 +173,7 @@ impl Fleet {
                     serial_prefix: options.serial_prefix.clone(),
                     awaiting_configuration: options.awaiting_configuration,
                     journal: options.journal.clone(),
-                    retry: RetryPolicy {
-                        patience: options.patience,
-                    },
+                    retry: RetryPolicy { patience: options.patience },
                     ..DeviceOptions::default()
                 },
             )?);
@@ -202,11 +181,7 @@ impl Fleet {
         }
         let connections = options.connections.min(devices.len());
         Ok(Self {
-            report: Report {
-                devices: devices.len() as u64,
-                connections: connections as u64,
-                ..Report::default()
-            },
+            report: Report { devices: devices.len() as u64, connections: connections as u64, ..Report::default() },
             devices,
             denied: HashSet::new(),
             seed: authority.seed(),
@@ -222,11 +197,7 @@ impl Fleet {
         if self.options.measure {
             self.begin("signing enrollments");
             for device in &mut self.devices {
-                let messages = device
-                    .enrollment_messages()?
-                    .into_iter()
-                    .map(|message| device.prepare(message))
-                    .collect::<Result<_, _>>()?;
+                let messages = device.enrollment_messages()?.into_iter().map(|message| device.prepare(message)).collect::<Result<_, _>>()?;
                 prepared.insert(device.number, messages);
                 self.options.progress.inc(1);
             }
@@ -243,29 +214,17 @@ impl Fleet {
                 async move {
                     for device in &mut share.devices {
                         let enrolled = match prepared.get(&device.number) {
-                            Some(messages) => {
-                                device
-                                    .enroll_prepared(&mut share.connection, messages)
-                                    .await
-                            }
+                            Some(messages) => device.enroll_prepared(&mut share.connection, messages).await,
                             None => device.enroll(&mut share.connection).await,
                         };
                         match enrolled {
                             Ok(()) => {
                                 share.outcome.enrolled += 1;
                                 if expect_deny {
-                                    share.outcome.problem(format!(
-                                        "{} enrolled although it was to be denied",
-                                        device.id()
-                                    ));
+                                    share.outcome.problem(format!("{} enrolled although it was to be denied", device.id()));
                                 }
-                                let escrows = escrow
-                                    && device.product == Product::Mac
-                                    && device.kind == EnrollmentKind::Device;
-                                if escrows
-                                    && let Err(error) =
-                                        device.escrow_bootstrap_token(&mut share.connection).await
-                                {
+                                let escrows = escrow && device.product == Product::Mac && device.kind == EnrollmentKind::Device;
+                                if escrows && let Err(error) = device.escrow_bootstrap_token(&mut share.connection).await {
                                     share.outcome.problem(error);
                                 }
                             }
@@ -295,33 +254,18 @@ impl Fleet {
 
     /// Queues so many commands for each device that is not denied. The devices' behaviour decides how they will be answered.
     /// Answers the UUIDs by enrollment id, in the order of queueing.
-    pub async fn enqueue(
-        &mut self,
-        api: &mut ApiClient,
-        per_device: u64,
-        push: bool,
-    ) -> Result<BTreeMap<String, Vec<String>>, SimulatorError> {
-        let ids: Vec<String> = self
-            .devices
-            .iter()
-            .filter(|device| !self.denied.contains(&device.number))
-            .map(Device::id)
-            .collect();
+    pub async fn enqueue(&mut self, api: &mut ApiClient, per_device: u64, push: bool) -> Result<BTreeMap<String, Vec<String>>, SimulatorError> {
+        let ids: Vec<String> = self.devices.iter().filter(|device| !self.denied.contains(&device.number)).map(Device::id).collect();
         self.begin("queueing commands");
         self.options.progress.set_length(per_device);
         let mut queued: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut documents: Vec<(Bytes, Vec<String>)> = Vec::new();
-        for (number, request_type) in (0..per_device).zip(REQUEST_TYPES.into_iter().cycle()) {
+        for (_, request_type) in (0..per_device).zip(REQUEST_TYPES.into_iter().cycle()) {
             for chunk in ids.chunks(IDS_PER_REQUEST) {
                 self.enqueues += 1;
-                let uuid = derive_uuid(self.seed, "command", self.enqueues ^ (number << 40))
-                    .hyphenated()
-                    .to_string()
-                    .to_uppercase();
+                let uuid = derive_uuid(self.seed ^ self.options.run, "command", self.enqueues).hyphenated().to_string().to_uppercase();
                 let document = command_document(&uuid, request_type, keys_of(request_type))?;
-                let confirmed = self
-                    .enqueue_one(api, chunk, &uuid, &document, push)
-                    .await?;
+                let confirmed = self.enqueue_one(api, chunk, &uuid, &document, push).await?;
                 for id in &confirmed {
                     queued.entry(id.clone()).or_default().push(uuid.clone());
                 }
@@ -377,8 +321,7 @@ impl Fleet {
         let mut confirmed = Vec::new();
         for (index, id) in ids.iter().enumerate() {
             if let Some(error) = answer.command_error(id) {
-                self.report
-                    .problem(format!("queueing {uuid} for {id}: {error}"));
+                self.report.problem(format!("queueing {uuid} for {id}: {error}"));
                 continue;
             }
             if let (Some(journal), Some(number)) = (&self.options.journal, numbers.get(index)) {
@@ -391,15 +334,10 @@ impl Fleet {
 
     /// Lets every device work off its queue, and checks what it saw against what was queued: nothing missing, first deliveries in the
     /// order of queueing, nothing again after its result was confirmed.
-    pub async fn work_off(
-        &mut self,
-        queued: &BTreeMap<String, Vec<String>>,
-    ) -> Result<(), SimulatorError> {
+    pub async fn work_off(&mut self, queued: &BTreeMap<String, Vec<String>>) -> Result<(), SimulatorError> {
         self.prepare_idle()?;
         let most = queued.values().map(Vec::len).max().unwrap_or_default();
-        let sessions = most
-            + usize::try_from(self.options.behaviour.not_now_first).unwrap_or_default()
-            + 10;
+        let sessions = most + usize::try_from(self.options.behaviour.not_now_first).unwrap_or_default() + 10;
         let progress = self.options.progress.clone();
         let denied = self.denied.clone();
         self.begin("answering commands");
@@ -410,16 +348,10 @@ impl Fleet {
                 async move {
                     for device in &mut share.devices {
                         if !denied.contains(&device.number) {
-                            match device
-                                .poll_until_done(&mut share.connection, sessions)
-                                .await
-                            {
+                            match device.poll_until_done(&mut share.connection, sessions).await {
                                 Ok(sessions) => {
                                     let number = device.number;
-                                    share
-                                        .outcome
-                                        .sessions
-                                        .extend(sessions.into_iter().map(|one| (number, one)));
+                                    share.outcome.sessions.extend(sessions.into_iter().map(|one| (number, one)));
                                 }
                                 Err(error) => share.outcome.problem(error),
                             }
@@ -440,12 +372,7 @@ impl Fleet {
                     };
                     *self.report.reports.entry(status.clone()).or_default() += 1;
                     if status != "NotNow" {
-                        finals
-                            .entry(number)
-                            .or_default()
-                            .entry(command.uuid)
-                            .or_default()
-                            .push(status);
+                        finals.entry(number).or_default().entry(command.uuid).or_default().push(status);
                     }
                 }
             }
@@ -454,11 +381,7 @@ impl Fleet {
         Ok(())
     }
 
-    fn compare(
-        &mut self,
-        queued: &BTreeMap<String, Vec<String>>,
-        finals: &HashMap<u64, BTreeMap<String, Vec<String>>>,
-    ) {
+    fn compare(&mut self, queued: &BTreeMap<String, Vec<String>>, finals: &HashMap<u64, BTreeMap<String, Vec<String>>>) {
         let mut problems = Vec::new();
         let mut redelivered = 0;
         for device in &self.devices {
@@ -477,18 +400,9 @@ impl Fleet {
                 continue;
             };
             let wanted: HashSet<&str> = expected.iter().map(String::as_str).collect();
-            let order: Vec<&str> = device
-                .received
-                .iter()
-                .map(String::as_str)
-                .filter(|uuid| wanted.contains(uuid))
-                .collect();
+            let order: Vec<&str> = device.received.iter().map(String::as_str).filter(|uuid| wanted.contains(uuid)).collect();
             if order.len() < expected.len() {
-                problems.push(format!(
-                    "{id}: {} of {} commands never came",
-                    expected.len() - order.len(),
-                    expected.len()
-                ));
+                problems.push(format!("{id}: {} of {} commands never came", expected.len() - order.len(), expected.len()));
             } else if order != *expected {
                 problems.push(format!("{id}: commands came in another order"));
             }
@@ -501,11 +415,7 @@ impl Fleet {
 
     /// Lets every device poll, again and again. With a rate the polls are due at fixed moments and their latency counts from then;
     /// without one each worker polls as fast as it is answered.
-    pub async fn poll(
-        &mut self,
-        polling: Polling,
-        per_second: Option<u32>,
-    ) -> Result<(), SimulatorError> {
+    pub async fn poll(&mut self, polling: Polling, per_second: Option<u32>) -> Result<(), SimulatorError> {
         self.prepare_idle()?;
         let workers = self.options.connections.min(self.devices.len());
         let denied = self.denied.clone();
@@ -524,14 +434,8 @@ impl Fleet {
                 let denied = denied.clone();
                 let turns = Arc::clone(&turns);
                 async move {
-                    share
-                        .devices
-                        .sort_by_key(|device| denied.contains(&device.number));
-                    let active = share
-                        .devices
-                        .iter()
-                        .take_while(|device| !denied.contains(&device.number))
-                        .count();
+                    share.devices.sort_by_key(|device| denied.contains(&device.number));
+                    let active = share.devices.iter().take_while(|device| !denied.contains(&device.number)).count();
                     let mut done: u64 = 0;
                     'polling: loop {
                         if active == 0 {
@@ -544,8 +448,7 @@ impl Fleet {
                                 break 'polling;
                             }
                             if let Some(rate) = per_second {
-                                let turn =
-                                    turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                                let turn = turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                                 let due = begin + due_after(turn, rate);
                                 if let Polling::For(duration) = polling
                                     && due.duration_since(begin) >= duration
@@ -555,9 +458,7 @@ impl Fleet {
                                 tokio::time::sleep_until(due).await;
                                 share.connection.due(due);
                             }
-                            if let Err(error) =
-                                device.poll_until_idle(&mut share.connection).await
-                            {
+                            if let Err(error) = device.poll_until_idle(&mut share.connection).await {
                                 share.outcome.problem(error);
                             }
                             progress.inc(1);
@@ -612,9 +513,7 @@ impl Fleet {
 
         let server_before = thread_cpu(server.thread_id());
         let polled = self.poll(Polling::For(duration), None).await;
-        let server_cpu = server_before
-            .zip(thread_cpu(server.thread_id()))
-            .map(|(before, after)| after.saturating_sub(before));
+        let server_cpu = server_before.zip(thread_cpu(server.thread_id())).map(|(before, after)| after.saturating_sub(before));
 
         for device in &mut self.devices {
             device.set_journal(journal.clone());
@@ -670,11 +569,7 @@ impl Fleet {
             .map(|_| {
                 let mut connection = Connection::new(self.target.clone());
                 connection.measure();
-                Share {
-                    devices: Vec::new(),
-                    connection,
-                    outcome: Outcome::default(),
-                }
+                Share { devices: Vec::new(), connection, outcome: Outcome::default() }
             })
             .collect();
         for (index, device) in std::mem::take(&mut self.devices).into_iter().enumerate() {
@@ -704,9 +599,7 @@ impl Fleet {
         }
         let elapsed = begin.elapsed();
         let own = own_cpu().saturating_sub(cpu_before);
-        let server = server_before
-            .zip(self.options.server_pid.and_then(process_cpu))
-            .map(|(before, after)| after.saturating_sub(before));
+        let server = server_before.zip(self.options.server_pid.and_then(process_cpu)).map(|(before, after)| after.saturating_sub(before));
         self.devices.sort_by_key(|device| device.number);
         if lost {
             self.report.problem(format!("{name}: a worker ended with a panic"));
@@ -718,9 +611,7 @@ impl Fleet {
             }
             self.report.problem_count += outcome.problem_count - told;
         }
-        self.report
-            .phases
-            .push(PhaseReport::new(name, &tally, elapsed, own, server));
+        self.report.phases.push(PhaseReport::new(name, &tally, elapsed, own, server));
         Ok(outcomes)
     }
 }
@@ -734,10 +625,7 @@ fn due_after(turn: u64, per_second: u32) -> Duration {
 fn keys_of(request_type: &str) -> Dictionary {
     let mut keys = Dictionary::new();
     if request_type == "DeviceInformation" {
-        keys.insert(
-            "Queries".into(),
-            Value::Array(QUERIES.iter().map(|query| (*query).into()).collect()),
-        );
+        keys.insert("Queries".into(), Value::Array(QUERIES.iter().map(|query| (*query).into()).collect()));
     }
     keys
 }

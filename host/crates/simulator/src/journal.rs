@@ -104,40 +104,23 @@ struct Inner {
 
 impl std::fmt::Debug for JournalWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JournalWriter")
-            .field("path", &self.path)
-            .finish_non_exhaustive()
+        f.debug_struct("JournalWriter").field("path", &self.path).finish_non_exhaustive()
     }
 }
 
 impl JournalWriter {
     /// Opens `path`, going on after what stands there already. `clock` answers milliseconds.
-    pub fn open(
-        path: &Path,
-        clock: impl Fn() -> i64 + Send + Sync + 'static,
-    ) -> Result<Self, SimulatorError> {
+    pub fn open(path: &Path, clock: impl Fn() -> i64 + Send + Sync + 'static) -> Result<Self, SimulatorError> {
         let (last, whole) = if path.exists() {
             let (entries, whole) = read_entries(path)?;
             (entries.last().map_or(0, |entry| entry.n), whole)
         } else {
             (0, 0)
         };
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(path)
-            .map_err(|error| SimulatorError::io(path, error))?;
+        let file = File::options().create(true).append(true).open(path).map_err(|error| SimulatorError::io(path, error))?;
         // A line that was cut off must not run into the next one.
-        file.set_len(whole)
-            .map_err(|error| SimulatorError::io(path, error))?;
-        Ok(Self {
-            inner: Mutex::new(Inner {
-                file: BufWriter::new(file),
-                last,
-            }),
-            path: path.into(),
-            clock: Box::new(clock),
-        })
+        file.set_len(whole).map_err(|error| SimulatorError::io(path, error))?;
+        Ok(Self { inner: Mutex::new(Inner { file: BufWriter::new(file), last }), path: path.into(), clock: Box::new(clock) })
     }
 
     /// Writes down a message that is about to be sent; answers its number.
@@ -150,10 +133,7 @@ impl JournalWriter {
                     entry.token_sha256 = bootstrap_token(&message.body).map(|token| sha256(&token));
                 }
             }
-            MessageKind::Report {
-                status,
-                command_uuid,
-            } => {
+            MessageKind::Report { status, command_uuid } => {
                 entry.status = Some(status.clone());
                 entry.command_uuid.clone_from(command_uuid);
             }
@@ -163,31 +143,19 @@ impl JournalWriter {
     }
 
     /// Writes down the answer to the request of that number.
-    pub fn record_answer(
-        &self,
-        request: u64,
-        device: &str,
-        answer: &Answer,
-    ) -> Result<(), SimulatorError> {
+    pub fn record_answer(&self, request: u64, device: &str, answer: &Answer) -> Result<(), SimulatorError> {
         let mut entry = Entry::new(device, EntryKind::Answer);
         entry.request = Some(request);
         entry.http_status = Some(answer.status.as_u16());
         if !answer.body.is_empty() {
             entry.sha256 = Some(sha256(&answer.body));
-            entry.next_command_uuid = ReceivedCommand::parse(&answer.body)
-                .ok()
-                .map(|command| command.uuid);
+            entry.next_command_uuid = ReceivedCommand::parse(&answer.body).ok().map(|command| command.uuid);
         }
         self.write(entry).map(|_| ())
     }
 
     /// Writes down a command that is about to be queued for one enrollment; answers its number.
-    pub fn record_enqueue(
-        &self,
-        device: &str,
-        command_uuid: &str,
-        document: &[u8],
-    ) -> Result<u64, SimulatorError> {
+    pub fn record_enqueue(&self, device: &str, command_uuid: &str, document: &[u8]) -> Result<u64, SimulatorError> {
         let mut entry = Entry::new(device, EntryKind::Enqueue);
         entry.command_uuid = Some(command_uuid.into());
         entry.sha256 = Some(sha256(document));
@@ -195,12 +163,7 @@ impl JournalWriter {
     }
 
     /// Writes down that the server has confirmed the enqueue of that number.
-    pub fn record_enqueued(
-        &self,
-        enqueue: u64,
-        device: &str,
-        command_uuid: &str,
-    ) -> Result<(), SimulatorError> {
+    pub fn record_enqueued(&self, enqueue: u64, device: &str, command_uuid: &str) -> Result<(), SimulatorError> {
         let mut entry = Entry::new(device, EntryKind::Enqueued);
         entry.request = Some(enqueue);
         entry.command_uuid = Some(command_uuid.into());
@@ -209,14 +172,10 @@ impl JournalWriter {
 
     fn write(&self, mut entry: Entry) -> Result<u64, SimulatorError> {
         entry.at = (self.clock)();
-        let mut inner = self
-            .inner
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         entry.n = inner.last + 1;
         let failed = |error| SimulatorError::io(&self.path, error);
-        serde_json::to_writer(&mut inner.file, &entry)
-            .map_err(|error| failed(std::io::Error::other(error)))?;
+        serde_json::to_writer(&mut inner.file, &entry).map_err(|error| failed(std::io::Error::other(error)))?;
         inner.file.write_all(b"\n").map_err(failed)?;
         inner.file.flush().map_err(failed)?;
         inner.last = entry.n;
@@ -245,7 +204,7 @@ pub enum EnrollmentState {
     Authenticated,
     /// A TokenUpdate was confirmed.
     Enrolled,
-    /// It left.
+    /// It left; of a user's channel also: the device left or began to enroll again.
     CheckedOut,
 }
 
@@ -304,25 +263,18 @@ impl Journal {
     }
 
     fn in_state(&self, wanted: EnrollmentState) -> impl Iterator<Item = &str> {
-        self.enrollments
-            .iter()
-            .filter(move |(_, state)| **state == Known::Confirmed(wanted))
-            .map(|(device, _)| device.as_str())
+        self.enrollments.iter().filter(move |(_, state)| **state == Known::Confirmed(wanted)).map(|(device, _)| device.as_str())
     }
 
     /// The final results that the server has confirmed.
     pub fn confirmed_results(&self) -> impl Iterator<Item = (&str, &str, &FinalResult)> {
-        self.results
-            .iter()
-            .filter(|(_, result)| result.confirmed)
-            .map(|((device, uuid), result)| (device.as_str(), uuid.as_str(), result))
+        self.results.iter().filter(|(_, result)| result.confirmed).map(|((device, uuid), result)| (device.as_str(), uuid.as_str(), result))
     }
 
     /// Deliveries of a command after its final result had been confirmed: there must be none.
     pub fn deliveries_after_confirmed_result(&self) -> Vec<&Delivery> {
         let mut confirmed_at: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-        let requests: BTreeMap<u64, &Entry> =
-            self.entries.iter().map(|entry| (entry.n, entry)).collect();
+        let requests: BTreeMap<u64, &Entry> = self.entries.iter().map(|entry| (entry.n, entry)).collect();
         for answer in &self.entries {
             if answer.kind != EntryKind::Answer || answer.http_status != Some(200) {
                 continue;
@@ -333,18 +285,12 @@ impl Journal {
             if let (Some(status), Some(uuid)) = (&request.status, &request.command_uuid)
                 && is_final(status)
             {
-                confirmed_at
-                    .entry((request.device.as_str(), uuid.as_str()))
-                    .or_insert(answer.n);
+                confirmed_at.entry((request.device.as_str(), uuid.as_str())).or_insert(answer.n);
             }
         }
         self.deliveries
             .iter()
-            .filter(|delivery| {
-                confirmed_at
-                    .get(&(delivery.device.as_str(), delivery.command_uuid.as_str()))
-                    .is_some_and(|at| *at < delivery.n)
-            })
+            .filter(|delivery| confirmed_at.get(&(delivery.device.as_str(), delivery.command_uuid.as_str())).is_some_and(|at| *at < delivery.n))
             .collect()
     }
 
@@ -366,14 +312,19 @@ impl Journal {
             };
             if let Some(state) = state {
                 learn(&mut self.enrollments, &request.device, state, confirmed);
+                // What ends or renews the device's enrollment ends its users' channels.
+                if state != EnrollmentState::Enrolled {
+                    let users = format!("{}:", request.device);
+                    let users: Vec<String> =
+                        self.enrollments.range(users.clone()..).map(|(id, _)| id).take_while(|id| id.starts_with(&users)).cloned().collect();
+                    for user in users {
+                        let left = EnrollmentState::CheckedOut;
+                        learn(&mut self.enrollments, &user, left, confirmed);
+                    }
+                }
             }
             match message_type {
-                "SetBootstrapToken" => learn(
-                    &mut self.bootstrap_tokens,
-                    &request.device,
-                    request.token_sha256.clone(),
-                    confirmed,
-                ),
+                "SetBootstrapToken" => learn(&mut self.bootstrap_tokens, &request.device, request.token_sha256.clone(), confirmed),
                 // Enrolling again deletes what was escrowed before.
                 "Authenticate" if self.bootstrap_tokens.contains_key(&request.device) => {
                     learn(&mut self.bootstrap_tokens, &request.device, None, confirmed);
@@ -384,11 +335,7 @@ impl Journal {
         if let (Some(status), Some(uuid)) = (&request.status, &request.command_uuid)
             && is_final(status)
         {
-            let result = FinalResult {
-                status: status.clone(),
-                sha256: request.sha256.clone().unwrap_or_default(),
-                confirmed,
-            };
+            let result = FinalResult { status: status.clone(), sha256: request.sha256.clone().unwrap_or_default(), confirmed };
             let key = (request.device.clone(), uuid.clone());
             let known = self.results.entry(key).or_insert_with(|| result.clone());
             if !known.confirmed {
@@ -398,33 +345,19 @@ impl Journal {
     }
 }
 
-fn learn<T: Clone>(
-    facts: &mut BTreeMap<String, Known<T>>,
-    device: &str,
-    value: T,
-    confirmed: bool,
-) {
+fn learn<T: Clone>(facts: &mut BTreeMap<String, Known<T>>, device: &str, value: T, confirmed: bool) {
     if confirmed {
         facts.insert(device.into(), Known::Confirmed(value));
         return;
     }
     let known = facts.remove(device);
     let known = match known {
-        Some(Known::Uncertain {
-            before,
-            mut attempted,
-        }) => {
+        Some(Known::Uncertain { before, mut attempted }) => {
             attempted.push(value);
             Known::Uncertain { before, attempted }
         }
-        Some(Known::Confirmed(before)) => Known::Uncertain {
-            before: Some(before),
-            attempted: vec![value],
-        },
-        None => Known::Uncertain {
-            before: None,
-            attempted: vec![value],
-        },
+        Some(Known::Confirmed(before)) => Known::Uncertain { before: Some(before), attempted: vec![value] },
+        None => Known::Uncertain { before: None, attempted: vec![value] },
     };
     facts.insert(device.into(), known);
 }
@@ -438,9 +371,7 @@ pub fn read_journal(path: &Path) -> Result<Journal, SimulatorError> {
     let (entries, _) = read_entries(path)?;
     let mut answers: BTreeMap<u64, &Entry> = BTreeMap::new();
     for entry in &entries {
-        if let (EntryKind::Answer | EntryKind::Enqueued, Some(request)) =
-            (entry.kind, entry.request)
-        {
+        if let (EntryKind::Answer | EntryKind::Enqueued, Some(request)) = (entry.kind, entry.request) {
             answers.insert(request, entry);
         }
     }
@@ -454,27 +385,17 @@ pub fn read_journal(path: &Path) -> Result<Journal, SimulatorError> {
             }
             EntryKind::Answer => {
                 if let Some(uuid) = &entry.next_command_uuid {
-                    journal.deliveries.push(Delivery {
-                        n: entry.n,
-                        device: entry.device.clone(),
-                        command_uuid: uuid.clone(),
-                    });
+                    journal.deliveries.push(Delivery { n: entry.n, device: entry.device.clone(), command_uuid: uuid.clone() });
                 }
             }
             EntryKind::Enqueue => {
                 if let (None, Some(uuid)) = (answer, &entry.command_uuid) {
-                    journal
-                        .uncertain_enqueues
-                        .insert((entry.device.clone(), uuid.clone()));
+                    journal.uncertain_enqueues.insert((entry.device.clone(), uuid.clone()));
                 }
             }
             EntryKind::Enqueued => {
                 if let Some(uuid) = &entry.command_uuid {
-                    journal
-                        .enqueued
-                        .entry(entry.device.clone())
-                        .or_default()
-                        .push(uuid.clone());
+                    journal.enqueued.entry(entry.device.clone()).or_default().push(uuid.clone());
                 }
             }
         }
@@ -492,21 +413,14 @@ fn read_entries(path: &Path) -> Result<(Vec<Entry>, u64), SimulatorError> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = std::io::Read::take(&mut reader, LINE_LIMIT as u64)
-            .read_until(b'\n', &mut line)
-            .map_err(failed)?;
+        let read = std::io::Read::take(&mut reader, LINE_LIMIT as u64).read_until(b'\n', &mut line).map_err(failed)?;
         // A last line without its end was cut off while it was written.
         if read == 0 || (line.last() != Some(&b'\n') && read < LINE_LIMIT) {
             return Ok((entries, whole));
         }
         let number = entries.len() + 1;
-        let wrong = |problem: String| SimulatorError::Journal {
-            path: path.into(),
-            line: number,
-            problem,
-        };
-        let entry: Entry =
-            serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
+        let wrong = |problem: String| SimulatorError::Journal { path: path.into(), line: number, problem };
+        let entry: Entry = serde_json::from_slice(&line).map_err(|error| wrong(error.to_string()))?;
         if entry.n != number as u64 {
             return Err(wrong(format!("numbered {}", entry.n)));
         }
@@ -523,9 +437,5 @@ fn bootstrap_token(body: &[u8]) -> Option<Vec<u8>> {
 
 /// Lower-case hex of the SHA-256 digest.
 pub fn sha256(data: &[u8]) -> String {
-    digest::digest(&digest::SHA256, data)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    digest::digest(&digest::SHA256, data).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }

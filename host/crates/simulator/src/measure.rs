@@ -127,10 +127,7 @@ impl Tally {
 /// CPU time of this whole process.
 pub fn own_cpu() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or_default(),
-        u32::try_from(time.tv_nsec).unwrap_or_default(),
-    )
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
 /// CPU time, user and system, of another process; `None` where it cannot be read. It moves in steps of the kernel's tick (10 ms).
@@ -152,9 +149,7 @@ fn stat_cpu(stat: &str) -> Option<Duration> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     let ticks_per_second = rustix::param::clock_ticks_per_second().max(1);
-    Some(Duration::from_nanos(
-        (user + system).saturating_mul(1_000_000_000 / ticks_per_second),
-    ))
+    Some(Duration::from_nanos((user + system).saturating_mul(1_000_000_000 / ticks_per_second)))
 }
 
 #[cfg(test)]
@@ -199,8 +194,7 @@ mod tests {
 
     #[test]
     fn merging_is_the_same_as_recording_into_one() {
-        let (mut one, mut other, mut both) =
-            (Tally::default(), Tally::default(), Tally::default());
+        let (mut one, mut other, mut both) = (Tally::default(), Tally::default(), Tally::default());
         for micros in 0..5000 {
             let latency = Duration::from_micros(micros * 7);
             let half = if micros % 2 == 0 { &mut one } else { &mut other };

@@ -31,60 +31,47 @@ pub enum MessageKind {
 pub struct Message {
     /// What it is.
     pub kind: MessageKind,
+    /// Whether it speaks for the device's own channel although it is a user's channel that sends it.
+    pub on_device_channel: bool,
     /// The body, to the byte.
     pub body: Bytes,
 }
 
 impl Message {
+    /// The same message, told to be on the device's own channel.
+    #[must_use]
+    pub fn for_device_channel(mut self) -> Self {
+        self.on_device_channel = true;
+        self
+    }
+
     /// A check-in of that type; the keys are written in their order, as devices do.
     pub fn check_in(message_type: &str, mut keys: Dictionary) -> Result<Self, SimulatorError> {
         keys.insert("MessageType".into(), message_type.into());
-        Ok(Self {
-            kind: MessageKind::CheckIn {
-                message_type: message_type.into(),
-            },
-            body: to_xml(keys)?,
-        })
+        Ok(Self { kind: MessageKind::CheckIn { message_type: message_type.into() }, on_device_channel: false, body: to_xml(keys)? })
     }
 
     /// A report with that status.
-    pub fn report(
-        status: &str,
-        command_uuid: Option<&str>,
-        mut keys: Dictionary,
-    ) -> Result<Self, SimulatorError> {
+    pub fn report(status: &str, command_uuid: Option<&str>, mut keys: Dictionary) -> Result<Self, SimulatorError> {
         keys.insert("Status".into(), status.into());
         if let Some(uuid) = command_uuid {
             keys.insert("CommandUUID".into(), uuid.into());
         }
         Ok(Self {
-            kind: MessageKind::Report {
-                status: status.into(),
-                command_uuid: command_uuid.map(Into::into),
-            },
+            kind: MessageKind::Report { status: status.into(), command_uuid: command_uuid.map(Into::into) },
+            on_device_channel: false,
             body: to_xml(keys)?,
         })
     }
 
     /// A check-in whose body is whatever is given.
     pub fn raw_check_in(body: impl Into<Bytes>) -> Self {
-        Self {
-            kind: MessageKind::CheckIn {
-                message_type: "raw".into(),
-            },
-            body: body.into(),
-        }
+        Self { kind: MessageKind::CheckIn { message_type: "raw".into() }, on_device_channel: false, body: body.into() }
     }
 
     /// A report whose body is whatever is given.
     pub fn raw_report(body: impl Into<Bytes>) -> Self {
-        Self {
-            kind: MessageKind::Report {
-                status: "raw".into(),
-                command_uuid: None,
-            },
-            body: body.into(),
-        }
+        Self { kind: MessageKind::Report { status: "raw".into(), command_uuid: None }, on_device_channel: false, body: body.into() }
     }
 
     /// The `MessageType` of a check-in, the `Status` of a report.
@@ -102,16 +89,10 @@ impl Message {
 
     /// The same message as a binary property list, which devices may send too.
     pub fn into_binary(self) -> Result<Self, SimulatorError> {
-        let value = Value::from_reader_xml(self.body.as_ref())
-            .map_err(|error| SimulatorError::Plist(error.to_string()))?;
+        let value = Value::from_reader_xml(self.body.as_ref()).map_err(|error| SimulatorError::Plist(error.to_string()))?;
         let mut body = Vec::new();
-        value
-            .to_writer_binary(&mut body)
-            .map_err(|error| SimulatorError::Plist(error.to_string()))?;
-        Ok(Self {
-            kind: self.kind,
-            body: body.into(),
-        })
+        value.to_writer_binary(&mut body).map_err(|error| SimulatorError::Plist(error.to_string()))?;
+        Ok(Self { kind: self.kind, on_device_channel: self.on_device_channel, body: body.into() })
     }
 }
 
@@ -133,35 +114,15 @@ impl ReceivedCommand {
     pub fn parse(raw: &Bytes) -> Result<Self, String> {
         let value = Value::from_reader(std::io::Cursor::new(raw)).map_err(|error| error.to_string())?;
         let mut document = value.into_dictionary().ok_or("not a dictionary")?;
-        let uuid = document
-            .get("CommandUUID")
-            .and_then(Value::as_string)
-            .ok_or("no CommandUUID")?
-            .to_owned();
-        let command = document
-            .remove("Command")
-            .and_then(Value::into_dictionary)
-            .ok_or("no Command")?;
-        let request_type = command
-            .get("RequestType")
-            .and_then(Value::as_string)
-            .ok_or("no RequestType")?
-            .to_owned();
-        Ok(Self {
-            uuid,
-            request_type,
-            command,
-            raw: raw.clone(),
-        })
+        let uuid = document.get("CommandUUID").and_then(Value::as_string).ok_or("no CommandUUID")?.to_owned();
+        let command = document.remove("Command").and_then(Value::into_dictionary).ok_or("no Command")?;
+        let request_type = command.get("RequestType").and_then(Value::as_string).ok_or("no RequestType")?.to_owned();
+        Ok(Self { uuid, request_type, command, raw: raw.clone() })
     }
 }
 
 /// A command document as an API client writes it: `keys` beside the `RequestType`.
-pub fn command_document(
-    uuid: &str,
-    request_type: &str,
-    mut keys: Dictionary,
-) -> Result<Bytes, SimulatorError> {
+pub fn command_document(uuid: &str, request_type: &str, mut keys: Dictionary) -> Result<Bytes, SimulatorError> {
     keys.insert("RequestType".into(), request_type.into());
     let mut document = Dictionary::new();
     document.insert("Command".into(), Value::Dictionary(keys));
@@ -173,9 +134,7 @@ pub fn command_document(
 pub fn to_xml(mut document: Dictionary) -> Result<Bytes, SimulatorError> {
     document.sort_keys();
     let mut out = Vec::with_capacity(1024);
-    Value::Dictionary(document)
-        .to_writer_xml(&mut out)
-        .map_err(|error| SimulatorError::Plist(error.to_string()))?;
+    Value::Dictionary(document).to_writer_xml(&mut out).map_err(|error| SimulatorError::Plist(error.to_string()))?;
     if out.last() != Some(&b'\n') {
         out.push(b'\n');
     }

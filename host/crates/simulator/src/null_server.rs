@@ -32,10 +32,7 @@ impl NullServer {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let (started, starting) = std::sync::mpsc::sync_channel(1);
@@ -47,15 +44,8 @@ impl NullServer {
                 runtime.block_on(serve(listener, stopped));
             })
             .map_err(failed)?;
-        let thread_id = starting
-            .recv()
-            .map_err(|_| failed(std::io::Error::other("the thread ended at once")))?;
-        Ok(Self {
-            address,
-            thread_id,
-            stop,
-            thread: Some(thread),
-        })
+        let thread_id = starting.recv().map_err(|_| failed(std::io::Error::other("the thread ended at once")))?;
+        Ok(Self { address, thread_id, stop, thread: Some(thread) })
     }
 
     /// Where it listens, as a URL for devices.

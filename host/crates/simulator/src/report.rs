@@ -76,13 +76,7 @@ pub struct Quantiles {
 
 impl PhaseReport {
     /// Puts together what was measured.
-    pub fn new(
-        name: &str,
-        tally: &Tally,
-        elapsed: Duration,
-        own_cpu: Duration,
-        server_cpu: Option<Duration>,
-    ) -> Self {
+    pub fn new(name: &str, tally: &Tally, elapsed: Duration, own_cpu: Duration, server_cpu: Option<Duration>) -> Self {
         let requests = tally.requests();
         let milliseconds = |per_mille| tally.latencies.quantile(per_mille).as_secs_f64() * 1e3;
         let seconds = elapsed.as_secs_f64();
@@ -90,11 +84,7 @@ impl PhaseReport {
             name: name.into(),
             requests,
             seconds,
-            requests_per_second: if seconds > 0.0 {
-                float(requests) / seconds
-            } else {
-                0.0
-            },
+            requests_per_second: if seconds > 0.0 { float(requests) / seconds } else { 0.0 },
             latency_ms: Quantiles {
                 p50: milliseconds(500),
                 p90: milliseconds(900),
@@ -110,11 +100,7 @@ impl PhaseReport {
 
     /// Answers other than 200.
     pub fn refused(&self) -> u64 {
-        self.answers
-            .iter()
-            .filter(|(status, _)| **status != 200)
-            .map(|(_, count)| count)
-            .sum()
+        self.answers.iter().filter(|(status, _)| **status != 200).map(|(_, count)| count).sum()
     }
 }
 
@@ -165,11 +151,7 @@ impl Report {
     }
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(
-            out,
-            "{} devices over {} connections: {} enrolled, {} denied",
-            self.devices, self.connections, self.enrolled, self.denied
-        )?;
+        writeln!(out, "{} devices over {} connections: {} enrolled, {} denied", self.devices, self.connections, self.enrolled, self.denied)?;
         if self.commands_enqueued > 0 || !self.reports.is_empty() {
             write!(out, "{} commands queued", self.commands_enqueued)?;
             for (status, count) in &self.reports {
@@ -183,9 +165,7 @@ impl Report {
             "", "requests", "per second", "p50 ms", "p90 ms", "p99 ms", "max ms", "own µs", "server µs"
         )?;
         for phase in self.phases.iter().chain(&self.ceiling) {
-            let server = phase
-                .server_cpu_us
-                .map_or_else(|| "–".to_owned(), |cpu| format!("{cpu:.1}"));
+            let server = phase.server_cpu_us.map_or_else(|| "–".to_owned(), |cpu| format!("{cpu:.1}"));
             writeln!(
                 out,
                 "{:<12} {:>10} {:>10.0} {:>9.2} {:>9.2} {:>9.2} {:>9.2} {:>9.1} {:>11}",
@@ -230,13 +210,7 @@ mod tests {
             tally.record(Duration::from_millis(2), 200);
         }
         tally.transport_errors = 7;
-        let phase = PhaseReport::new(
-            "polls",
-            &tally,
-            Duration::from_secs(2),
-            Duration::from_millis(20),
-            Some(Duration::from_millis(100)),
-        );
+        let phase = PhaseReport::new("polls", &tally, Duration::from_secs(2), Duration::from_millis(20), Some(Duration::from_millis(100)));
         assert!((phase.requests_per_second - 500.0).abs() < 1e-9);
         assert!((phase.own_cpu_us - 20.0).abs() < 1e-9);
         assert!((phase.server_cpu_us.unwrap() - 100.0).abs() < 1e-9);
@@ -246,13 +220,7 @@ mod tests {
 
     #[test]
     fn a_phase_without_requests_divides_by_nothing() {
-        let phase = PhaseReport::new(
-            "none",
-            &Tally::default(),
-            Duration::ZERO,
-            Duration::from_millis(1),
-            None,
-        );
+        let phase = PhaseReport::new("none", &Tally::default(), Duration::ZERO, Duration::from_millis(1), None);
         assert!(phase.own_cpu_us.abs() < 1e-9);
         assert!(phase.requests_per_second.abs() < 1e-9);
     }

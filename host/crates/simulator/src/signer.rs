@@ -85,18 +85,10 @@ pub struct SignatureForm {
 
 impl SignatureForm {
     /// A real device's: BER, SHA-1, no signed attributes.
-    pub const APPLE: Self = Self {
-        digest: DigestAlgorithm::Sha1,
-        attributes: Attributes::None,
-        encoding: Encoding::BerIndefinite,
-    };
+    pub const APPLE: Self = Self { digest: DigestAlgorithm::Sha1, attributes: Attributes::None, encoding: Encoding::BerIndefinite };
 
     /// DER, SHA-256, signed attributes: what a general CMS library makes.
-    pub const MODERN: Self = Self {
-        digest: DigestAlgorithm::Sha256,
-        attributes: Attributes::Signed { signing_time: None },
-        encoding: Encoding::Der,
-    };
+    pub const MODERN: Self = Self { digest: DigestAlgorithm::Sha256, attributes: Attributes::Signed { signing_time: None }, encoding: Encoding::Der };
 
     /// All eight forms without a signing time.
     pub fn all() -> Vec<Self> {
@@ -104,11 +96,7 @@ impl SignatureForm {
         for digest in [DigestAlgorithm::Sha1, DigestAlgorithm::Sha256] {
             for attributes in [Attributes::None, Attributes::Signed { signing_time: None }] {
                 for encoding in [Encoding::Der, Encoding::BerIndefinite] {
-                    forms.push(Self {
-                        digest,
-                        attributes,
-                        encoding,
-                    });
+                    forms.push(Self { digest, attributes, encoding });
                 }
             }
         }
@@ -123,23 +111,14 @@ impl Default for SignatureForm {
 }
 
 /// Signs `body`; answers the header's value.
-pub fn sign(
-    identity: &Identity,
-    body: &[u8],
-    form: SignatureForm,
-) -> Result<String, SimulatorError> {
+pub fn sign(identity: &Identity, body: &[u8], form: SignatureForm) -> Result<String, SimulatorError> {
     Ok(STANDARD.encode(sign_der(identity, body, form)?))
 }
 
 /// Signs `body`; answers the CMS structure.
-pub fn sign_der(
-    identity: &Identity,
-    body: &[u8],
-    form: SignatureForm,
-) -> Result<Vec<u8>, SimulatorError> {
-    let signer = der::issuer_and_serial(&identity.certificate).ok_or_else(|| {
-        SimulatorError::cryptography("signature", "the certificate names no issuer")
-    })?;
+pub fn sign_der(identity: &Identity, body: &[u8], form: SignatureForm) -> Result<Vec<u8>, SimulatorError> {
+    let signer =
+        der::issuer_and_serial(&identity.certificate).ok_or_else(|| SimulatorError::cryptography("signature", "the certificate names no issuer"))?;
     let (attributes, signature) = match form.attributes {
         Attributes::None => {
             let signature = identity.key.sign(form.digest, body)?;
@@ -148,20 +127,12 @@ pub fn sign_der(
         Attributes::Signed { signing_time } => {
             let content = attributes(form.digest.digest(body).as_ref(), signing_time);
             // What is signed is the set itself; what is written carries the implicit tag.
-            let signature = identity
-                .key
-                .sign(form.digest, &der::element(der::SET, &[&content]))?;
+            let signature = identity.key.sign(form.digest, &der::element(der::SET, &[&content]))?;
             (Some(der::element(der::CONTEXT_0, &[&content])), signature)
         }
     };
 
-    let digest_algorithm = der::element(
-        der::SEQUENCE,
-        &[
-            &der::element(der::OBJECT_IDENTIFIER, &[form.digest.identifier()]),
-            der::NULL,
-        ],
-    );
+    let digest_algorithm = der::element(der::SEQUENCE, &[&der::element(der::OBJECT_IDENTIFIER, &[form.digest.identifier()]), der::NULL]);
     let signer_info = der::element(
         der::SEQUENCE,
         &[
@@ -183,49 +154,25 @@ pub fn sign_der(
         &[
             &der::element(der::INTEGER, &[&[1]]),
             &der::element(der::SET, &[&digest_algorithm]),
-            &outer(
-                der::SEQUENCE,
-                &[&der::element(der::OBJECT_IDENTIFIER, &[DATA])],
-            ),
+            &outer(der::SEQUENCE, &[&der::element(der::OBJECT_IDENTIFIER, &[DATA])]),
             &der::element(der::CONTEXT_0, &[&identity.certificate]),
             &der::element(der::SET, &[&signer_info]),
         ],
     );
-    Ok(outer(
-        der::SEQUENCE,
-        &[
-            &der::element(der::OBJECT_IDENTIFIER, &[SIGNED_DATA]),
-            &outer(der::CONTEXT_0, &[&signed_data]),
-        ],
-    ))
+    Ok(outer(der::SEQUENCE, &[&der::element(der::OBJECT_IDENTIFIER, &[SIGNED_DATA]), &outer(der::CONTEXT_0, &[&signed_data])]))
 }
 
 /// The attributes in the order that DER asks of a set.
 fn attributes(body_digest: &[u8], signing_time: Option<[u8; 13]>) -> Vec<u8> {
     let attribute = |identifier: &[u8], value: &[u8]| {
-        der::element(
-            der::SEQUENCE,
-            &[
-                &der::element(der::OBJECT_IDENTIFIER, &[identifier]),
-                &der::element(der::SET, &[value]),
-            ],
-        )
+        der::element(der::SEQUENCE, &[&der::element(der::OBJECT_IDENTIFIER, &[identifier]), &der::element(der::SET, &[value])])
     };
     let mut attributes = vec![
-        attribute(
-            CONTENT_TYPE,
-            &der::element(der::OBJECT_IDENTIFIER, &[DATA]),
-        ),
-        attribute(
-            MESSAGE_DIGEST,
-            &der::element(der::OCTET_STRING, &[body_digest]),
-        ),
+        attribute(CONTENT_TYPE, &der::element(der::OBJECT_IDENTIFIER, &[DATA])),
+        attribute(MESSAGE_DIGEST, &der::element(der::OCTET_STRING, &[body_digest])),
     ];
     if let Some(time) = signing_time {
-        attributes.push(attribute(
-            SIGNING_TIME,
-            &der::element(der::UTC_TIME, &[&time]),
-        ));
+        attributes.push(attribute(SIGNING_TIME, &der::element(der::UTC_TIME, &[&time])));
     }
     attributes.sort();
     attributes.concat()
@@ -251,19 +198,14 @@ impl DeviceKey {
         let failed = |_| SimulatorError::cryptography("signature", "the library refused to sign");
         match (self, algorithm) {
             (Self::Rsa(key), _) => key.sign(algorithm, algorithm.digest(data).as_ref()),
-            (Self::P256(key), DigestAlgorithm::Sha256) => Ok(key
-                .sign(&SystemRandom::new(), data)
-                .map_err(failed)?
-                .as_ref()
-                .to_vec()),
+            (Self::P256(key), DigestAlgorithm::Sha256) => Ok(key.sign(&SystemRandom::new(), data).map_err(failed)?.as_ref().to_vec()),
             (Self::P256(key), DigestAlgorithm::Sha1) => {
                 // ECDSA takes the digest as a number: a short one, padded on the left, is the same number.
                 let mut padded = [0u8; 32];
                 if let Some(tail) = padded.last_chunk_mut::<20>() {
                     tail.copy_from_slice(algorithm.digest(data).as_ref());
                 }
-                let digest = digest::Digest::import_less_safe(&padded, &digest::SHA256)
-                    .map_err(failed)?;
+                let digest = digest::Digest::import_less_safe(&padded, &digest::SHA256).map_err(failed)?;
                 Ok(key.sign_digest(&digest).map_err(failed)?.as_ref().to_vec())
             }
         }
@@ -277,13 +219,7 @@ impl DeviceKey {
             (Self::P256(_), DigestAlgorithm::Sha1) => (ECDSA_WITH_SHA1, [].as_slice()),
             (Self::P256(_), DigestAlgorithm::Sha256) => (ECDSA_WITH_SHA256, [].as_slice()),
         };
-        der::element(
-            der::SEQUENCE,
-            &[
-                &der::element(der::OBJECT_IDENTIFIER, &[identifier]),
-                parameters,
-            ],
-        )
+        der::element(der::SEQUENCE, &[&der::element(der::OBJECT_IDENTIFIER, &[identifier]), parameters])
     }
 }
 
@@ -294,28 +230,19 @@ pub struct RsaKey {
     signature_length: usize,
 }
 
-#[expect(
-    unsafe_code,
-    reason = "the safe library has no RSA signature with SHA-1"
-)]
+#[expect(unsafe_code, reason = "the safe library has no RSA signature with SHA-1")]
 // SAFETY: the key is never changed after it was made, and `RSA_sign` on one key may be called from several threads at once (the
 // library locks what it caches inside).
 unsafe impl Send for RsaKey {}
 
-#[expect(
-    unsafe_code,
-    reason = "the safe library has no RSA signature with SHA-1"
-)]
+#[expect(unsafe_code, reason = "the safe library has no RSA signature with SHA-1")]
 // SAFETY: as for `Send`.
 unsafe impl Sync for RsaKey {}
 
 impl RsaKey {
     /// Reads a PKCS#8 private key.
     pub(crate) fn from_pkcs8(pkcs8: &[u8]) -> Result<Self, SimulatorError> {
-        #[expect(
-            unsafe_code,
-            reason = "the safe library has no RSA signature with SHA-1"
-        )]
+        #[expect(unsafe_code, reason = "the safe library has no RSA signature with SHA-1")]
         // SAFETY: `CBS_init` only stores the pointer and length of `pkcs8`, which outlives the reader; a null pointer is what each
         // call answers on failure and is checked before it is used; the key that `EVP_parse_private_key` made is freed once, and
         // `EVP_PKEY_get1_RSA` took its own reference to the part that stays.
@@ -333,10 +260,7 @@ impl RsaKey {
             };
             (key, aws_lc_sys::RSA_size(key.as_ptr()) as usize)
         };
-        Ok(Self {
-            key,
-            signature_length,
-        })
+        Ok(Self { key, signature_length })
     }
 
     fn sign(&self, algorithm: DigestAlgorithm, digest: &[u8]) -> Result<Vec<u8>, SimulatorError> {
@@ -346,27 +270,13 @@ impl RsaKey {
         };
         let mut signature = vec![0u8; self.signature_length];
         let mut written = 0;
-        #[expect(
-            unsafe_code,
-            reason = "the safe library has no RSA signature with SHA-1"
-        )]
+        #[expect(unsafe_code, reason = "the safe library has no RSA signature with SHA-1")]
         // SAFETY: the key is alive as long as `self`; `signature` has `RSA_size` bytes, which is what `RSA_sign` may write; `digest`
         // is read for its own length.
-        let signed = unsafe {
-            aws_lc_sys::RSA_sign(
-                identifier,
-                digest.as_ptr(),
-                digest.len(),
-                signature.as_mut_ptr(),
-                &raw mut written,
-                self.key.as_ptr(),
-            )
-        };
+        let signed =
+            unsafe { aws_lc_sys::RSA_sign(identifier, digest.as_ptr(), digest.len(), signature.as_mut_ptr(), &raw mut written, self.key.as_ptr()) };
         if signed != 1 {
-            return Err(SimulatorError::cryptography(
-                "signature",
-                "the library refused to sign",
-            ));
+            return Err(SimulatorError::cryptography("signature", "the library refused to sign"));
         }
         signature.truncate(written as usize);
         Ok(signature)
@@ -375,10 +285,7 @@ impl RsaKey {
 
 impl Drop for RsaKey {
     fn drop(&mut self) {
-        #[expect(
-            unsafe_code,
-            reason = "the safe library has no RSA signature with SHA-1"
-        )]
+        #[expect(unsafe_code, reason = "the safe library has no RSA signature with SHA-1")]
         // SAFETY: the reference was taken in `from_pkcs8` and is given back once.
         unsafe {
             aws_lc_sys::RSA_free(self.key.as_ptr());

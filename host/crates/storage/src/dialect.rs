@@ -46,6 +46,13 @@ impl Dialect {
         }
     }
 
+    /// Names of all tables but the database's own.
+    pub(crate) const fn tables(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name",
+        }
+    }
+
     /// All migrations, embedded. Files are only ever added.
     pub(crate) fn migrator(self) -> Migrator {
         let files: &[(i64, &'static str, &'static str)] = match self {

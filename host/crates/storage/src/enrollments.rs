@@ -189,6 +189,16 @@ impl Storage {
         self.read_one(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?.map(|row| row.sealed(0)).transpose()
     }
 
+    /// Ends a quarantine; `false`: there was none.
+    pub async fn release_quarantine(&self, tenant: &TenantId, id: &EnrollmentId, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id) = (tenant.clone(), id.clone());
+            Box::pin(async move { Ok(Outcome::Commit(release(tx, &tenant, &id, now).await?)) })
+        })
+        .await
+    }
+
     /// Devices of that serial number, at most 1,000, in the order of their ids.
     pub async fn enrollments_by_serial_number(&self, tenant: &TenantId, serial_number: &str) -> Result<Vec<EnrollmentRecord>, StorageError> {
         self.records(SELECT_BY_SERIAL_NUMBER, args![tenant.as_str(), serial_number]).await

@@ -12,6 +12,7 @@ pub mod effects;
 pub mod enrollments;
 pub mod error;
 pub mod events;
+pub mod fingerprint;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;

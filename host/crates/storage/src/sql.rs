@@ -55,6 +55,15 @@ impl<'c> Db<'c> {
         Ok(sqlx::query_with(self.dialect.statement(sql), bound(args)?).fetch_all(&mut *self.connection).await?)
     }
 
+    /// Every row of a table, whose name comes from the database's own catalogue.
+    pub(crate) async fn whole_table(&mut self, table: &str) -> Result<Vec<AnyRow>, StorageError> {
+        if !table.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+            return Err(StorageError::corrupt(format!("a table is called `{}`", table.escape_default())));
+        }
+        let statement = sqlx::AssertSqlSafe(format!("SELECT * FROM {table}"));
+        Ok(sqlx::query(statement).fetch_all(&mut *self.connection).await?)
+    }
+
     /// How many rows it changed.
     pub(crate) async fn run(&mut self, sql: &'static str, args: Args) -> Result<u64, StorageError> {
         Ok(sqlx::query_with(self.dialect.statement(sql), bound(args)?).execute(&mut *self.connection).await?.rows_affected())

@@ -214,8 +214,8 @@ pub(super) struct PluginFiles<'a> {
 }
 
 impl PluginFiles<'_> {
-    /// Reads manifest and component.
-    pub(super) fn read(self, name: &str, found: &Found) -> Result<Candidate, Rejection> {
+    /// Reads manifest and component. `declared` is told of the manifest, also if the component cannot be read.
+    pub(super) fn read(self, name: &str, found: &Found, declared: &mut Option<Manifest>) -> Result<Candidate, Rejection> {
         match found {
             Found::Twice => {
                 Err(Rejection::new(Stage::Found, format!("`{name}` is there twice, as a directory and as {name}.wasm: remove one of them")))
@@ -231,6 +231,7 @@ impl PluginFiles<'_> {
                     return Err(Rejection::new(Stage::Inspected, reason));
                 }
                 let wasm = directory.join(&manifest.wasm);
+                *declared = Some(manifest.clone());
                 self.component(manifest, Some(text), &wasm)
             }
         }
@@ -377,7 +378,7 @@ mod tests {
 
     fn read(directory: &Path, name: &str) -> Result<Candidate, Rejection> {
         let discovery = discover(Some(directory), &directory.join("plugins.d")).unwrap();
-        PluginFiles { plugins_dir: directory }.read(name, &discovery.plugins[name])
+        PluginFiles { plugins_dir: directory }.read(name, &discovery.plugins[name], &mut None)
     }
 
     fn reason(directory: &Path, name: &str) -> String {

@@ -88,7 +88,7 @@ fn limit_itself() -> Result<(), ChildError> {
     limit(Resource::As, ADDRESS_SPACE)?;
     limit(Resource::Core, 0)?;
     // Devices are served meanwhile. Without the right to be nice it is merely less polite.
-    drop(rustix::process::nice(5));
+    let _ = rustix::process::nice(5);
     Ok(())
 }
 

@@ -27,7 +27,7 @@ impl DocumentError {
 }
 
 /// Parses a document; `file` is its name in errors.
-pub fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, DocumentError> {
+pub(super) fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, DocumentError> {
     toml::from_str(text).map_err(|error| {
         let (line, key) = match error.span() {
             Some(span) => place(text, span.start),
@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for Span {
 }
 
 /// Whether the text can name a plugin: it becomes a path component, a metric label and part of a URL.
-pub fn is_plugin_name(text: &str) -> bool {
+pub(super) fn is_plugin_name(text: &str) -> bool {
     let first = text.bytes().next();
     text.len() <= 64
         && first.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())

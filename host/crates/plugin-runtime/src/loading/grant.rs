@@ -135,7 +135,7 @@ impl Grant {
 
     /// Whether the operator wants the plugin to run.
     pub fn is_active(&self) -> bool {
-        self.enabled && self.mode != Mode::Disabled
+        self.enabled && (self.mode != Mode::Disabled || self.overlays.values().any(|overlay| overlay.mode.is_some_and(|mode| mode != Mode::Disabled)))
     }
 
     /// Files of secrets, of all tenants.

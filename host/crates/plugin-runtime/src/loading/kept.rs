@@ -39,7 +39,7 @@ pub(super) enum KeptState {
     /// It was active, with these hooks, and cannot be loaded.
     Lost { hooks: BTreeSet<Hook>, reason: String },
     /// Its directory was removed; until then its subscription keeps its events.
-    Removed { at: Timestamp },
+    Removed { hooks: BTreeSet<Hook> },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +55,7 @@ struct ActiveFile {
 #[derive(Debug, Serialize, Deserialize)]
 struct RemovedFile {
     removed_at: Timestamp,
+    hooks: Vec<String>,
 }
 
 /// The directory of kept versions.
@@ -102,7 +103,7 @@ impl KeptVersions {
             let entry = entry?;
             let Ok(name) = entry.file_name().into_string() else { continue };
             if is_plugin_name(&name) && !entry.path().join("active.json").exists() {
-                removed.extend(removed_at(&entry.path()).map(|at| (name, at)));
+                removed.extend(self::removed(&entry.path()).map(|file| (name, file.removed_at)));
             }
         }
         Ok(removed)
@@ -111,7 +112,7 @@ impl KeptVersions {
     fn load_one(&self, name: &str) -> Option<KeptState> {
         let directory = self.directory.join(name);
         let Ok(content) = read_bounded(&directory.join("active.json"), 4 * MAX_DOCUMENT) else {
-            return removed_at(&directory).map(|at| KeptState::Removed { at });
+            return removed(&directory).map(|file| KeptState::Removed { hooks: hooks_of(&file.hooks) });
         };
         let lost = |hooks: BTreeSet<Hook>, problem: String| {
             let reason = format!("its last good version cannot be loaded from the data directory: {problem}");
@@ -124,7 +125,7 @@ impl KeptVersions {
             Ok(file) => file,
             Err(error) => return lost(unknown(), format!("active.json: {error}")),
         };
-        let hooks: BTreeSet<Hook> = file.hooks.iter().filter_map(|hook| Hook::from_name(hook)).collect();
+        let hooks = hooks_of(&file.hooks);
         if !is_sha256(&file.digest) {
             return lost(hooks, "active.json names no digest".to_owned());
         }
@@ -166,7 +167,7 @@ impl KeptVersions {
         let file = ActiveFile {
             digest: keep.digest.to_owned(),
             generation: keep.generation,
-            hooks: keep.hooks.iter().map(|hook| hook.as_str().to_owned()).collect(),
+            hooks: names_of(keep.hooks),
             manifest: keep.manifest_text.map(str::to_owned),
             grant: keep.grant_text.map(str::to_owned),
         };
@@ -182,12 +183,12 @@ impl KeptVersions {
     }
 
     /// Forgets a version whose directory was removed, but remembers since when.
-    pub(super) fn remove(&self, name: &str, now: Timestamp) -> io::Result<()> {
+    pub(super) fn remove(&self, name: &str, hooks: &BTreeSet<Hook>, now: Timestamp) -> io::Result<()> {
         let directory = self.directory.join(name);
         if !directory.is_dir() {
             return Ok(());
         }
-        write_whole(&directory.join("removed.json"), &[&serde_json::to_vec(&RemovedFile { removed_at: now })?], true)?;
+        write_whole(&directory.join("removed.json"), &[&serde_json::to_vec(&RemovedFile { removed_at: now, hooks: names_of(hooks) })?], true)?;
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             if entry.file_name() != "removed.json" {
@@ -206,10 +207,16 @@ impl KeptVersions {
     }
 }
 
-fn removed_at(directory: &Path) -> Option<Timestamp> {
-    let removed = read_bounded(&directory.join("removed.json"), 4096).ok()?;
-    let RemovedFile { removed_at } = serde_json::from_slice(&removed.bytes).ok()?;
-    Some(removed_at)
+fn removed(directory: &Path) -> Option<RemovedFile> {
+    serde_json::from_slice(&read_bounded(&directory.join("removed.json"), 64 * 1024).ok()?.bytes).ok()
+}
+
+fn hooks_of(names: &[String]) -> BTreeSet<Hook> {
+    names.iter().filter_map(|hook| Hook::from_name(hook)).collect()
+}
+
+fn names_of(hooks: &BTreeSet<Hook>) -> Vec<String> {
+    hooks.iter().map(|hook| hook.as_str().to_owned()).collect()
 }
 
 impl Kept {
@@ -261,9 +268,11 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let kept = KeptVersions::open(data.path()).unwrap();
         kept.store(&keep(&sha256_hex(b"one"), b"one", &BTreeSet::new())).unwrap();
-        kept.remove("guard", Timestamp::from_millis(5)).unwrap();
+        let hooks = BTreeSet::from([Hook::EventSink]);
+        kept.remove("guard", &hooks, Timestamp::from_millis(5)).unwrap();
         let loaded = kept.load().unwrap();
-        assert!(matches!(&loaded[..], [(_, KeptState::Removed { at })] if at.as_millis() == 5), "{loaded:?}");
+        assert!(matches!(&loaded[..], [(_, KeptState::Removed { hooks: had })] if *had == hooks), "{loaded:?}");
+        assert_eq!(kept.load_removed().unwrap(), [("guard".to_owned(), Timestamp::from_millis(5))]);
         kept.forget("guard").unwrap();
         kept.forget("guard").unwrap();
         assert!(kept.load().unwrap().is_empty());

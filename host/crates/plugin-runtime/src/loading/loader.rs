@@ -158,26 +158,24 @@ impl Loader {
                 }
             }
             let (loader, name, found) = (Arc::clone(self), job.name.clone(), job.found.clone());
-            let (candidate, grant) = blocking(move || (loader.read_files(&name, found.as_ref()), read_grant(&name, &loader.grants_dir)))
-                .await
-                .map_err(|problem| Rejection::transient(Stage::Found, problem))?;
+            let (candidate, declared, grant) = blocking(move || {
+                let mut declared = None;
+                let candidate = loader.read_files(&name, found.as_ref(), &mut declared);
+                (candidate, declared, read_grant(&name, &loader.grants_dir))
+            })
+            .await
+            .map_err(|problem| Rejection::transient(Stage::Found, problem))?;
             let after = self.look(job).await?;
             if !job.immediate && after != before {
                 continue;
             }
             report.look = after;
-            let grant = match grant {
-                Ok(grant) => report.grant.insert(grant),
-                Err(rejection) => {
-                    report.hooks = candidate.as_ref().ok().and_then(|candidate| declared_hooks(&candidate.manifest));
-                    return Err(rejection);
-                }
-            };
+            report.hooks = declared.as_ref().and_then(declared_hooks);
+            report.version = declared.map(|manifest| manifest.version.to_string());
+            report.digest = candidate.as_ref().ok().map(|candidate| candidate.digest.clone());
+            let grant = report.grant.insert(grant?);
             let candidate = candidate?;
-            report.version = Some(candidate.manifest.version.to_string());
-            report.digest = Some(candidate.digest.clone());
             report.fingerprint = Some(fingerprint(&candidate, grant));
-            report.hooks = declared_hooks(&candidate.manifest);
             return Ok(candidate);
         }
     }
@@ -187,9 +185,9 @@ impl Loader {
         blocking(move || look(&name, found.as_ref(), &grants_dir, &secrets)).await.map_err(|problem| Rejection::transient(Stage::Found, problem))
     }
 
-    fn read_files(&self, name: &str, found: Option<&Found>) -> Result<Candidate, Rejection> {
+    fn read_files(&self, name: &str, found: Option<&Found>, declared: &mut Option<Manifest>) -> Result<Candidate, Rejection> {
         match (found, &self.plugins_dir) {
-            (Some(found), Some(plugins_dir)) => PluginFiles { plugins_dir }.read(name, found),
+            (Some(found), Some(plugins_dir)) => PluginFiles { plugins_dir }.read(name, found, declared),
             _ => Err(Rejection::new(Stage::Found, format!("there is a grant file, but no plugin `{name}` in the plugin directory"))),
         }
     }
@@ -254,7 +252,7 @@ impl Loader {
         let then = self.with_secrets(then).await?;
         let now = blocking(move || read_grant(&owned, &grants_dir)).await.map_err(|problem| Rejection::transient(Stage::Found, problem))?;
         let attempts = match now {
-            Ok(now) if !now.grant.is_active() => return Ok(KeptLoad::Disabled(now)),
+            Ok(now) if !now.grant.is_active() => return Ok(KeptLoad::Disabled(Box::new(now))),
             Ok(now) => vec![now.clone(), with_config_of(&now, &then)],
             Err(_) => vec![then],
         };
@@ -365,7 +363,7 @@ impl Loader {
         for tenant in &self.tenants {
             let serves = plugin.effective().for_tenant(tenant).is_some();
             let subscriptions = if serves { subscriptions(&version.manifest, plugin.hooks()) } else { Vec::new() };
-            let lines: BTreeMap<_, _> = schedules.iter().filter(|_| serves).map(|(name, cron)| (name.clone(), cron.pattern.to_string())).collect();
+            let lines: BTreeMap<_, _> = schedules.iter().filter(|_| serves).map(|(name, cron)| (name.clone(), cron.as_str().to_owned())).collect();
             let key = (tenant.clone(), name.clone());
             let published = (subscriptions.clone(), lines);
             // Most versions subscribe to what the one before did: nothing to write.
@@ -413,7 +411,7 @@ impl Loader {
 #[derive(Debug)]
 pub(super) enum KeptLoad {
     Active(Box<Version>),
-    Disabled(GrantFile),
+    Disabled(Box<GrantFile>),
 }
 
 /// The plugin as the outbox knows it.

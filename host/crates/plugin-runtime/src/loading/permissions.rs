@@ -12,8 +12,9 @@ use crate::effective::{
 };
 use crate::egress::{EgressPolicy, Origin, SecretBinding};
 
+use super::document::{Size, Span};
 use super::grant::{Grant, Grants, Overlay, Secrets};
-use super::manifest::{CommandRight, EnrollmentRight, HttpWish, LimitWishes, Manifest, Request, Requests, Size, Span};
+use super::manifest::{CommandRight, EnrollmentRight, HttpWish, LimitWishes, Manifest, Request, Requests};
 
 /// Requests that were not granted, as lines to paste into the grant file.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,12 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use parking_lot::RwLock;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +38,8 @@ const RESCAN: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(2);
 /// Looks are at least this far apart, however many notifications come.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
+/// Looks that nobody asked for are at least this far apart.
+const BETWEEN_WAKES: Duration = Duration::from_millis(200);
 /// First and longest pause before a candidate that failed through no fault of its own is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_mins(10));
 /// How long a removed plugin's subscription keeps its events.
@@ -78,6 +82,17 @@ pub(super) struct Coordinator {
     last_look: Option<Instant>,
     /// The plugin directory could not be read at the last look.
     unreadable: Option<String>,
+    /// Kept versions that are still being loaded.
+    kept_loads: JoinSet<KeptLoaded>,
+}
+
+/// A kept version, and what came of loading it.
+#[derive(Debug)]
+struct KeptLoaded {
+    name: String,
+    version: String,
+    digest: String,
+    loaded: Result<KeptLoad, Rejection>,
 }
 
 /// One name.
@@ -169,21 +184,12 @@ impl Slot {
 
     /// Whether it must be active.
     fn required(&self) -> bool {
-        let wanted = match &self.grant {
-            GrantState::Read(file) if file.text.is_some() => {
-                if !file.grant.is_active() {
-                    return false;
-                }
-                if file.grant.required {
-                    return true;
-                }
-                true
-            }
-            // What the operator wrote cannot be read: assume that the plugin is wanted.
-            GrantState::Unreadable | GrantState::Unread(true) => true,
-            GrantState::Read(_) | GrantState::Unread(false) => self.kept_hooks.is_some(),
-        };
-        wanted && self.guards()
+        match &self.grant {
+            GrantState::Read(file) if file.text.is_some() => file.grant.is_active() && (file.grant.required || self.guards()),
+            // What the operator wrote is not known, or cannot be read: assume that the plugin is wanted.
+            GrantState::Unreadable | GrantState::Unread(true) => self.guards(),
+            GrantState::Read(_) | GrantState::Unread(false) => self.kept_hooks.is_some() && self.guards(),
+        }
     }
 
     fn state(&self) -> State {
@@ -239,6 +245,7 @@ impl Coordinator {
             reports: mpsc::channel(64),
             last_look: None,
             unreadable: None,
+            kept_loads: JoinSet::new(),
         }
     }
 
@@ -253,10 +260,14 @@ impl Coordinator {
         for name in discover(None, &self.loader.grants_dir).unwrap_or_default().granted {
             self.slots.entry(name).or_insert_with(|| Slot::new(now)).grant = GrantState::Unread(true);
         }
-        let mut loads = tokio::task::JoinSet::new();
         for (name, state) in kept {
             match state {
-                KeptState::Removed { .. } => {}
+                KeptState::Removed { hooks } => {
+                    // What it guarded is still known, should its grant file be there.
+                    if let Some(slot) = self.slots.get_mut(&name) {
+                        slot.hooks = Some(hooks);
+                    }
+                }
                 KeptState::Lost { hooks, reason } => {
                     let slot = self.slots.entry(name).or_insert_with(|| Slot::new(now));
                     slot.kept_hooks = Some(hooks);
@@ -265,37 +276,43 @@ impl Coordinator {
                 KeptState::Whole(version) => {
                     let slot = self.slots.entry(name.clone()).or_insert_with(|| Slot::new(now));
                     slot.kept_hooks = Some(version.hooks.clone());
-                    self.loader.generation.fetch_max(version.generation, std::sync::atomic::Ordering::Relaxed);
+                    self.loader.generation.fetch_max(version.generation, Ordering::Relaxed);
                     let loader = Arc::clone(&self.loader);
-                    loads.spawn(async move {
-                        let loaded = loader.load_kept(&name, &version).await;
-                        (name, version.manifest.version.to_string(), version.digest.clone(), loaded)
+                    self.kept_loads.spawn(async move {
+                        let loaded = Box::pin(loader.load_kept(&name, &version)).await;
+                        KeptLoaded { name, version: version.manifest.version.to_string(), digest: version.digest.clone(), loaded }
                     });
                 }
             }
         }
         self.publish();
-        let all = async {
-            while let Some(loaded) = loads.join_next().await {
-                let Ok((name, version, digest, loaded)) = loaded else { continue };
-                let Some(slot) = self.slots.get_mut(&name) else { continue };
-                match loaded {
-                    Ok(KeptLoad::Active(version)) => {
-                        info!(plugin = %name, digest = version.digest(), "Plugin {name} {} is active, as it was kept", version.manifest.version);
-                        slot.grant = GrantState::Read(Box::new(version.grant.clone()));
-                        slot.source = Source::Kept;
-                        slot.active = Some(*version);
-                    }
-                    Ok(KeptLoad::Disabled(grant)) => slot.grant = GrantState::Read(Box::new(grant)),
-                    Err(rejection) => {
-                        warn!(plugin = %name, stage = rejection.stage.as_str(), "Plugin {name}: its kept version is not loaded: {rejection}");
-                        slot.candidate = Some(rejected_candidate(&rejection, Some(version), Some(digest), now));
-                    }
-                }
-            }
-        };
-        if tokio::time::timeout(within, all).await.is_err() {
+        let until = Instant::now() + within;
+        while let Ok(Some(loaded)) = tokio::time::timeout_at(until, self.kept_loads.join_next()).await {
+            self.take_kept(loaded.ok());
+        }
+        if !self.kept_loads.is_empty() {
             warn!("Not all kept versions of plugins were loaded within {within:?}: closed hooks refuse until they are");
+        }
+    }
+
+    fn take_kept(&mut self, loaded: Option<KeptLoaded>) {
+        let now = self.clock.now();
+        let Some(KeptLoaded { name, version, digest, loaded }) = loaded else { return };
+        let Some(slot) = self.slots.get_mut(&name) else { return };
+        match loaded {
+            // Meanwhile the directory may have given a newer one.
+            Ok(_) if slot.active.is_some() => return,
+            Ok(KeptLoad::Active(version)) => {
+                info!(plugin = %name, digest = version.digest(), "Plugin {name} {} is active, as it was kept", version.manifest.version);
+                slot.grant = GrantState::Read(Box::new(version.grant.clone()));
+                slot.source = Source::Kept;
+                slot.active = Some(*version);
+            }
+            Ok(KeptLoad::Disabled(grant)) => slot.grant = GrantState::Read(grant),
+            Err(rejection) => {
+                warn!(plugin = %name, stage = rejection.stage.as_str(), "Plugin {name}: its kept version is not loaded: {rejection}");
+                slot.candidate = Some(rejected_candidate(&rejection, Some(version), Some(digest), now));
+            }
         }
         self.publish();
     }
@@ -324,6 +341,7 @@ impl Coordinator {
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.scan().await,
                 Some(reload) = reloads.recv() => self.reload(reload).await,
                 Some(report) = self.reports.1.recv() => self.finish(report).await,
+                Some(loaded) = self.kept_loads.join_next(), if !self.kept_loads.is_empty() => self.take_kept(loaded.ok()),
             }
             if !*self.shown.settled.borrow() && self.last_look.is_some() && self.slots.values().all(|slot| slot.running.is_none()) {
                 self.shown.settled.send_replace(true);
@@ -335,7 +353,9 @@ impl Coordinator {
     fn next_wake(&self) -> Option<Instant> {
         let removals = self.slots.values().filter_map(|slot| slot.absent_since.map(|since| since + GRACE));
         let retries = self.slots.values().filter(|slot| slot.running.is_none()).filter_map(|slot| slot.retry.map(|retry| retry.at));
-        removals.chain(retries).min()
+        // However overdue it is: a directory that cannot be read must not be looked at without end.
+        let earliest = self.last_look.map(|last| last + BETWEEN_WAKES);
+        removals.chain(retries).min().map(|wake| earliest.map_or(wake, |earliest| wake.max(earliest)))
     }
 
     /// Looks at both directories, and starts a job for every plugin that is not as it was last read.
@@ -413,7 +433,9 @@ impl Coordinator {
         let now = self.clock.now();
         let kept = self.loader.kept.clone();
         let owned = name.to_owned();
-        if let Err(problem) = blocking(move || kept.remove(&owned, now)).await.and_then(|removed| removed.map_err(|error| error.to_string())) {
+        let hooks = self.slots.get(name).and_then(|slot| slot.kept_hooks.clone().or_else(|| slot.hooks.clone())).unwrap_or_default();
+        let remembered = hooks.clone();
+        if let Err(problem) = blocking(move || kept.remove(&owned, &remembered, now)).await.and_then(|removed| removed.map_err(|error| error.to_string())) {
             warn!(plugin = %name, "The kept version of plugin {name} cannot be removed: {problem}");
         }
         if let Err(error) = self.loader.end_schedules(name).await {
@@ -423,7 +445,9 @@ impl Coordinator {
         if slot.active.take().is_some() {
             info!(plugin = %name, "Plugin {name} was removed and is no longer asked; its events are kept for {} h", KEEP_SUBSCRIPTION.as_secs() / 3600);
         }
-        (slot.found, slot.look, slot.hooks, slot.kept_hooks, slot.candidate, slot.rejected, slot.retry) = (None, None, None, None, None, None, None);
+        (slot.found, slot.look, slot.kept_hooks, slot.candidate, slot.rejected, slot.retry) = (None, None, None, None, None, None);
+        // Should its grant file stay, it is known what is missing.
+        slot.hooks = Some(hooks).filter(|hooks| !hooks.is_empty());
     }
 
     fn start(&mut self, name: &str, running: Running) {
@@ -655,7 +679,7 @@ fn status_of(name: &str, slot: &Slot) -> PluginStatus {
     PluginStatus {
         name: name.to_owned(),
         state: slot.state,
-        required: slot.required() || grant.is_some_and(|grant| grant.required && grant.is_active()),
+        required: slot.required(),
         version: identity.map(|identity| identity.version.clone()),
         digest: identity.map(|identity| identity.digest.clone()),
         generation: identity.map(|identity| identity.generation),

@@ -5,9 +5,11 @@
 //! signed with SHA-1 do not.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::constraints::Constraints;
 use super::{Certificate, CertificateError};
 use crate::signature::Hash;
 use crate::time::Timestamp;
@@ -76,6 +78,8 @@ struct Path {
     not_before: Timestamp,
     not_after: Timestamp,
     verdict: Result<(), ChainError>,
+    /// What authorities on the way allow the leaf to be called.
+    constraints: Vec<Arc<Constraints>>,
 }
 
 impl TrustAnchors {
@@ -131,7 +135,7 @@ impl TrustAnchors {
                 Err(error) => return Err(error),
             }
             for path in &authority.paths {
-                verdict = best(verdict, path.verdict_at(now));
+                verdict = best(verdict, path.verdict_on(certificate, now));
             }
         }
         verdict.map(|until| until.min(certificate.not_after))
@@ -139,14 +143,17 @@ impl TrustAnchors {
 }
 
 impl Path {
-    /// Until when the way holds.
-    fn verdict_at(&self, now: Timestamp) -> Result<Timestamp, ChainError> {
+    /// Until when the way holds for a leaf at its start.
+    fn verdict_on(&self, leaf: &Certificate, now: Timestamp) -> Result<Timestamp, ChainError> {
         self.verdict.clone()?;
         if now < self.not_before {
             return Err(ChainError::Refused(format!("an authority of the certificate is not valid before {}", self.not_before)));
         }
         if now > self.not_after {
             return Err(ChainError::Refused(format!("an authority of the certificate expired on {}", self.not_after)));
+        }
+        if !self.constraints.iter().all(|constraints| constraints.allow(leaf)) {
+            return Err(ChainError::Refused("an authority of the certificate does not allow its name".into()));
         }
         Ok(self.not_after)
     }
@@ -180,6 +187,7 @@ fn walk<'a>(authorities: &'a [Authority], by_subject: &HashMap<Bytes, Vec<usize>
             not_before: chain.iter().map(|authority| authority.certificate.not_before).max().unwrap_or_default(),
             not_after: chain.iter().map(|authority| authority.certificate.not_after).min().unwrap_or_default(),
             verdict: check_chain(chain),
+            constraints: chain.iter().filter_map(|authority| authority.certificate.details.name_constraints.clone()).collect(),
         });
         return;
     }
@@ -218,8 +226,11 @@ fn check_chain(chain: &[&Authority]) -> Result<(), ChainError> {
         if details.client_auth == Some(false) {
             return refuse("is not for client authentication");
         }
-        if details.name_constraints {
-            return refuse("constrains names, which is not supported");
+        let below_it = chain.get(..index).unwrap_or_default();
+        if let Some(constraints) = &details.name_constraints
+            && !below_it.iter().all(|authority| constraints.allow(&authority.certificate))
+        {
+            return refuse("does not allow the name of an authority below it");
         }
         if let Some(oid) = &details.unknown_critical {
             return refuse(&format!("has the critical extension {oid}, which is not understood"));

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use x509_parser::x509::{AttributeTypeAndValue, X509Name};
+use x509_parser::x509::{AttributeTypeAndValue, RelativeDistinguishedName, X509Name};
 
 /// RFC 4514: the last part first, special characters escaped, so that two names never read alike.
 pub(super) fn rfc4514(name: &X509Name<'_>) -> String {
@@ -20,6 +20,19 @@ pub(super) fn rfc4514(name: &X509Name<'_>) -> String {
         }
     }
     text
+}
+
+/// Its parts from the first on, as text in lower case, for comparisons.
+pub(super) fn parts(name: &X509Name<'_>) -> Vec<String> {
+    let part = |attributes: &RelativeDistinguishedName<'_>| {
+        let mut text = String::new();
+        for attribute in attributes.iter() {
+            write_attribute(&mut text, attribute);
+            text.push('+');
+        }
+        text.to_lowercase()
+    };
+    name.iter_rdn().map(part).collect()
 }
 
 fn write_attribute(text: &mut String, attribute: &AttributeTypeAndValue<'_>) {

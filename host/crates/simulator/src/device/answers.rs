@@ -70,15 +70,9 @@ impl Device {
             "CertificateList" => {
                 let mut certificate = Dictionary::new();
                 certificate.insert("CommonName".into(), self.serial_number.as_str().into());
-                certificate.insert(
-                    "Data".into(),
-                    Value::Data(self.identity.certificate.to_vec()),
-                );
+                certificate.insert("Data".into(), Value::Data(self.identity.certificate.to_vec()));
                 certificate.insert("IsIdentity".into(), true.into());
-                answer.insert(
-                    "CertificateList".into(),
-                    Value::Array(vec![Value::Dictionary(certificate)]),
-                );
+                answer.insert("CertificateList".into(), Value::Array(vec![Value::Dictionary(certificate)]));
             }
             "ProvisioningProfileList" => {
                 answer.insert("ProvisioningProfileList".into(), Value::Array(Vec::new()));
@@ -89,12 +83,7 @@ impl Device {
     }
 
     fn query_responses(&self, command: &Dictionary) -> Value {
-        let asked = command
-            .get("Queries")
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .filter_map(Value::as_string);
+        let asked = command.get("Queries").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_string);
         let mut responses = Dictionary::new();
         for query in asked {
             // What a device does not know it leaves out.
@@ -122,9 +111,7 @@ impl Device {
             "AvailableDeviceCapacity" => Value::Real(187.5),
             "BatteryLevel" => Value::Real(0.83),
             "AwaitingConfiguration" => self.awaiting_configuration?.into(),
-            "HostName" | "LocalHostName" if self.product == Product::Mac => {
-                format!("simulated-{}", self.number).into()
-            }
+            "HostName" | "LocalHostName" if self.product == Product::Mac => format!("simulated-{}", self.number).into(),
             "WiFiMAC" if !self.is_user_enrollment() => {
                 let [.., third, second, first] = self.number.to_be_bytes();
                 format!("02:00:00:{third:02x}:{second:02x}:{first:02x}").into()
@@ -146,11 +133,7 @@ impl Device {
         enrollment.insert("PayloadVersion".into(), 1.into());
         enrollment.insert("IsEncrypted".into(), false.into());
         enrollment.insert("IsManaged".into(), true.into());
-        Value::Array(
-            std::iter::once(Value::Dictionary(enrollment))
-                .chain(managed)
-                .collect(),
-        )
+        Value::Array(std::iter::once(Value::Dictionary(enrollment)).chain(managed).collect())
     }
 
     fn security_info(&self) -> Value {
@@ -186,10 +169,7 @@ fn applications() -> Value {
                 let mut application = Dictionary::new();
                 application.insert("BundleSize".into(), (1_048_576 * (number + 1)).into());
                 application.insert("DynamicSize".into(), (4096 * number).into());
-                application.insert(
-                    "Identifier".into(),
-                    format!("example.application.number{number}").into(),
-                );
+                application.insert("Identifier".into(), format!("example.application.number{number}").into());
                 application.insert("Installing".into(), false.into());
                 application.insert("Name".into(), format!("Application {number}").into());
                 application.insert("ShortVersion".into(), format!("{number}.1").into());
@@ -204,9 +184,5 @@ fn applications() -> Value {
 pub(super) fn profile_identifier(command: &Dictionary) -> Option<String> {
     let payload = command.get("Payload").and_then(Value::as_data)?;
     let profile = Value::from_reader(std::io::Cursor::new(payload)).ok()?;
-    profile
-        .as_dictionary()?
-        .get("PayloadIdentifier")?
-        .as_string()
-        .map(Into::into)
+    profile.as_dictionary()?.get("PayloadIdentifier")?.as_string().map(Into::into)
 }

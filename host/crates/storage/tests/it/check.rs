@@ -1,0 +1,138 @@
+//! Each invariant, broken by hand, is found.
+
+use crate::fixture::*;
+use std::collections::BTreeSet;
+use wasmdm_protocol::report::Status;
+use wasmdm_storage::check::INVARIANTS;
+use wasmdm_storage::effects::{KvWrite, PluginEffects, TimerChange};
+use wasmdm_storage::outbox::Completion;
+
+/// A database in which every table has a row.
+async fn inhabited() -> Database {
+    let database = Database::sqlite().await;
+    let storage = database.storage();
+    database.subscribe("plugin:p", &["*"]).await;
+    let mut message = authenticate("A", "A", 0);
+    message.quarantined_by = Some("p".to_owned());
+    database.try_authenticate(message).await;
+    let mut update = token_update("A", 1);
+    update.unlock_token = Some("unlock".into());
+    storage.token_update(update).await.unwrap();
+    database.enroll_user("A", "jo").await;
+    for uuid in ["C1", "C2", "C3"] {
+        database.queue("A", uuid).await;
+    }
+    database.poll("A").await;
+    database.report("A", "C1", Status::Acknowledged).await;
+    database.report("A", "unknown", Status::Acknowledged).await;
+    storage.store_push_certificate(&default(), TOPIC, "c".to_owned(), "k".to_owned(), at(9), at(0)).await.unwrap();
+    let write = KvWrite { key: "k".to_owned(), value: Some("v".into()), version: "1".to_owned(), expires_at: None };
+    let timer = TimerChange::Set { name: "t".to_owned(), who: None, at: at(100), data: "d".into() };
+    let audit = wasmdm_storage::audit::AuditRow {
+        tenant: default(),
+        actor: "server".to_owned(),
+        action: "test".to_owned(),
+        target: None,
+        detail: serde_json::json!({}),
+        at: at(0),
+    };
+    let effects = PluginEffects { writes: vec![write], timers: vec![timer], ..effects("p") };
+    storage.record_decision(vec![effects], vec![audit], at(0)).await.unwrap();
+    let (lease, delivery) = database.take(50).await;
+    let dead = Completion::Dead { error: "never".to_owned(), by: serde_json::json!({}) };
+    storage.complete(&lease, &delivery, dead, at(50)).await.unwrap();
+    storage.close().await.unwrap();
+    database
+}
+
+/// The invariant, and a statement that breaks it.
+const BREAKS: &[(&str, &str)] = &[
+    ("references", "UPDATE push_topics SET tenant_id = 'nobody'"),
+    ("enrollment-state", "UPDATE enrollments SET state = 'asleep' WHERE id = 'A'"),
+    ("enrollment-kind", "UPDATE enrollments SET kind = 'toaster' WHERE id = 'A'"),
+    ("enrollment-kind", "UPDATE enrollments SET parent_id = NULL WHERE id = 'A:jo'"),
+    ("enrolled-push", "UPDATE enrollments SET push_token = NULL WHERE id = 'A'"),
+    ("not-enrolled-push", "UPDATE enrollments SET state = 'checked-out' WHERE id = 'A:jo'"),
+    ("enrolled-parent", "UPDATE enrollments SET state = 'checked-out' WHERE id = 'A'"),
+    ("binding-enrollment", "UPDATE certificate_bindings SET enrollment_id = 'ghost'"),
+    ("binding-single", "UPDATE certificate_bindings SET replaced = 1"),
+    ("quarantine-tag", "DELETE FROM enrollment_tags"),
+    ("topic-tenant", "UPDATE push_topics SET tenant_id = 'nobody'"),
+    ("queue-command", "DELETE FROM commands WHERE uuid = 'C2'"),
+    ("queue-enrollment", "UPDATE command_queue SET enrollment_id = 'ghost' WHERE command_uuid = 'C3'"),
+    ("queue-state", "UPDATE command_queue SET state = 'lost' WHERE command_uuid = 'C2'"),
+    ("queue-state", "UPDATE command_queue SET is_open = 1 WHERE command_uuid = 'C1'"),
+    ("queue-sent", "UPDATE command_queue SET state = 'sent' WHERE deliveries = 0"),
+    ("queue-result", "DELETE FROM command_results"),
+    ("queue-result", "UPDATE command_results SET command_uuid = 'C2'"),
+    ("queue-acknowledged", "UPDATE command_results SET status = 'Error'"),
+    ("result-command", "UPDATE command_results SET command_uuid = 'ghost'"),
+    ("sequence-order", "UPDATE sqlite_sequence SET seq = 1 WHERE name = 'command_queue'"),
+    ("sequence-order", "UPDATE sqlite_sequence SET seq = 1 WHERE name = 'deliveries'"),
+    ("delivery-event", "DELETE FROM events"),
+    ("delivery-state", "UPDATE deliveries SET state = 'done' WHERE is_open = 1"),
+    ("delivery-partition", "UPDATE partitions SET ready_at = NULL"),
+    ("partition-lease", "UPDATE partitions SET ready_at = NULL"),
+    ("key-value-size", "UPDATE plugin_key_values SET size = size + 1"),
+    ("key-value-usage", "UPDATE plugin_key_value_usage SET bytes = bytes + 1"),
+    ("key-value-usage", "UPDATE plugin_key_value_usage SET pairs = pairs + 1"),
+    ("key-value-usage", "DELETE FROM plugin_key_values"),
+];
+
+async fn found(database: &Database) -> BTreeSet<&'static str> {
+    let reader = wasmdm_storage::Storage::open_read_only(&database.url()).await.unwrap();
+    let findings = reader.check().await.unwrap();
+    reader.close().await.unwrap();
+    assert!(findings.iter().all(|finding| !finding.what.is_empty() && !finding.sentence.is_empty()));
+    findings.into_iter().map(|finding| finding.invariant).collect()
+}
+
+async fn assert_found(name: &'static str, statement: &str) {
+    let database = inhabited().await;
+    assert_eq!(found(&database).await, BTreeSet::new(), "before");
+    database.meddle(statement).await;
+    assert!(found(&database).await.contains(name), "`{statement}` breaks {name}");
+}
+
+#[tokio::test]
+async fn each_invariant_is_looked_for() {
+    for (name, statement) in BREAKS {
+        assert_found(name, statement).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_format_byte_is_found_in_every_column() {
+    for invariant in INVARIANTS {
+        let Some(column) = invariant.name.strip_prefix("format-") else {
+            continue;
+        };
+        let (table, column) = column.split_once('-').unwrap();
+        for blob in ["x'07aabb'", "x''"] {
+            assert_found(invariant.name, &format!("UPDATE {table} SET {column} = {blob} WHERE {column} IS NOT NULL")).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_invariant_has_a_test_that_breaks_it() {
+    let broken: BTreeSet<_> = BREAKS.iter().map(|(name, _)| *name).collect();
+    for invariant in INVARIANTS {
+        let covered = broken.contains(invariant.name) || invariant.name.starts_with("format-") || invariant.name == "file";
+        assert!(covered, "{}", invariant.name);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_found() {
+    use std::os::unix::fs::FileExt as _;
+    let database = inhabited().await;
+    // An index is rewritten to point elsewhere: the table is readable, and the file is not sound.
+    let path = database.url().replace("sqlite://", "");
+    let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    let mut whole = std::fs::read(&path).unwrap();
+    let serial = whole.windows(3).rposition(|window| window == b"S-A").unwrap();
+    whole[serial] = b'X';
+    file.write_all_at(&whole, 0).unwrap();
+    assert!(found(&database).await.contains("file"));
+}

@@ -1,0 +1,342 @@
+//! Does what its configuration says, however bad: `{"behave": "loop"}`. Exports every hook.
+
+wit_bindgen::generate!({ path: "../../../../../wit", world: "everything", generate_all });
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use exports::wasmdm::plugin::{enrollment_policy, event_commands, event_sink, lifecycle, schedule};
+use wasmdm::plugin::kv::Precondition;
+use wasmdm::plugin::types::{
+    CallInfo, CommandBody, CommandOptions, Decision, Enrollment, Event, Failure, Input, NewCommand,
+};
+use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, runtime, timers};
+
+struct Misbehaving;
+
+/// A string of the configuration.
+fn setting(key: &str) -> String {
+    config::get(key).unwrap_or_default().trim_matches('"').to_owned()
+}
+
+fn decision(verdict: &str, reason: impl Into<String>) -> Decision {
+    Decision { verdict: verdict.to_owned(), reason: Some(reason.into()), detail: None }
+}
+
+fn failure(code: &str, message: impl Into<String>) -> Failure {
+    Failure { code: code.to_owned(), message: message.into(), retryable: false, retry_after_ms: None, detail: None }
+}
+
+fn command(request_type: &str) -> NewCommand {
+    NewCommand {
+        body: CommandBody::AsJson(format!(r#"{{"RequestType":"{request_type}"}}"#)),
+        options: CommandOptions {
+            idempotency_key: None,
+            collapse_key: None,
+            priority: 0,
+            not_before: None,
+            expires_at: None,
+            push: true,
+            extra: None,
+        },
+    }
+}
+
+fn spin() {
+    let mut n = 0_u64;
+    loop {
+        n = black_box(n.wrapping_add(1));
+    }
+}
+
+fn recurse(n: u64) -> u64 {
+    let frame = black_box([n; 32]);
+    if black_box(true) { recurse(n + 1) + frame[3] } else { 0 }
+}
+
+#[inline(never)]
+fn a_function_that_panics() {
+    panic!("as configured");
+}
+
+/// Misbehaves in the ways that every hook can. `false`: none of these was asked for.
+fn misbehave(behaviour: &str) -> bool {
+    match behaviour {
+        "loop" => spin(),
+        "recurse" => {
+            black_box(recurse(0));
+        }
+        "trap" => a_function_that_panics(),
+        "exit" => std::process::exit(3),
+        "alloc" => {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(black_box(vec![1_u8; 1 << 20]));
+            }
+        }
+        "alloc-and-recover" => {
+            let mut kept: Vec<Vec<u8>> = Vec::new();
+            loop {
+                let mut next = Vec::new();
+                if next.try_reserve_exact(1 << 20).is_err() {
+                    break;
+                }
+                kept.push(black_box(next));
+            }
+        }
+        "fill" => loop {
+            black_box(vec![black_box(7_u8); 32 << 20]);
+        },
+        "host-calls" => {
+            for _ in 0..1_000_000 {
+                black_box(runtime::now());
+            }
+        }
+        "log-flood" => {
+            for n in 0..900 {
+                log::write(log::Level::Info, &format!("line {n}: {}", "x".repeat(2_000)), &[]);
+            }
+        }
+        "log-control" => log::write(log::Level::Warn, "one\n2026-01-01 ERROR forged\u{1b}[2J", &[("key\n".into(), "value\r".into())]),
+        "print" => {
+            println!("to standard output");
+            eprint!("to standard error");
+        }
+        "sleep" => loop {
+            std::thread::sleep(Duration::from_secs(3_600));
+        },
+        "late" => std::thread::sleep(Duration::from_millis(400)),
+        _ => return false,
+    }
+    true
+}
+
+impl lifecycle::Guest for Misbehaving {
+    fn validate_config(_: CallInfo, document: String) -> Result<(), Failure> {
+        if document.contains("refuse-config") {
+            return Err(failure("invalid", "behave: refused"));
+        }
+        if document.contains("loop-in-validate-config") {
+            spin();
+        }
+        if document.contains("write-in-validate-config") {
+            kv::put("k", b"v", &Precondition::Anything, None)?;
+        }
+        Ok(())
+    }
+}
+
+impl enrollment_policy::Guest for Misbehaving {
+    fn decide(call: CallInfo, candidate: Enrollment, message: Input, re_enrolling: bool) -> Result<Decision, Failure> {
+        let behaviour = setting("behave");
+        if misbehave(&behaviour) {
+            return Ok(decision("allow", "survived"));
+        }
+        match behaviour.as_str() {
+            "deny" => Ok(decision("deny", "as configured")),
+            "deny-without-reason" => Ok(Decision { reason: None, ..decision("deny", "") }),
+            "quarantine" => Ok(Decision { detail: Some(r#"{"tags":["watched"]}"#.into()), ..decision("quarantine", "odd") }),
+            "allow" => Ok(Decision { detail: Some(r#"{"tags":["allowed"]}"#.into()), ..decision("allow", "known") }),
+            "unknown-verdict" => Ok(decision("perhaps", "")),
+            "huge-reason" => Ok(decision("deny", "x".repeat(16 << 20))),
+            "huge-detail" => Ok(Decision { detail: Some("x".repeat((1 << 20) + (32 << 10))), ..decision("abstain", "") }),
+            "fail" => Err(failure("unavailable", "the directory is down")),
+            "tell" => {
+                let tells = format!(
+                    "{} {} {} {re_enrolling} {} {} {}",
+                    candidate.id,
+                    candidate.kind,
+                    candidate.topic,
+                    message.body.len() > 2,
+                    candidate.facts,
+                    call.facts
+                );
+                Ok(decision("deny", tells))
+            }
+            "info" => Ok(decision("deny", runtime::info())),
+            "message" => Ok(decision("deny", message.body)),
+            "count" => Ok(decision("deny", kv::add("count", 1)?.to_string())),
+            "put" => {
+                kv::put("seen", candidate.id.as_bytes(), &Precondition::Anything, None)?;
+                Ok(decision("abstain", ""))
+            }
+            "kv" => exercise_kv(),
+            "many" => {
+                for n in 0..100 {
+                    kv::put(&format!("many/{n:03}"), &[0; 10], &Precondition::Anything, Some(60))?;
+                }
+                let mut keys = 0;
+                let mut cursor = None;
+                loop {
+                    let page = kv::scan("many/", cursor.as_deref(), 30)?;
+                    keys += page.pairs.len();
+                    cursor = page.cursor;
+                    if cursor.is_none() {
+                        break;
+                    }
+                }
+                Ok(decision("deny", keys.to_string()))
+            }
+            "big-value" => {
+                kv::put("big", &vec![0; 100_000], &Precondition::Anything, None)?;
+                Ok(decision("abstain", ""))
+            }
+            "writes" => Ok(decision("deny", forbidden_writes(&candidate.id))),
+            "random" => Ok(decision("deny", format!("{} {}", crypto::random(16)?.len(), crypto::random(5_000).is_err()))),
+            "plist" => {
+                let xml = plist::from_json(r#"{"Name":"a","Data":{"$data":"AAE="}}"#)?;
+                Ok(decision("deny", format!("{} {}", plist::to_json(&xml)?, plist::to_json(b"rubbish").is_err())))
+            }
+            "files" => Ok(decision(
+                "deny",
+                format!(
+                    "{} {} {}",
+                    std::fs::read("/etc/passwd").is_err(),
+                    std::net::TcpStream::connect("127.0.0.1:1").is_err(),
+                    std::env::vars().count()
+                ),
+            )),
+            _ => Ok(decision("abstain", "")),
+        }
+    }
+}
+
+/// What each write answers.
+fn forbidden_writes(id: &str) -> String {
+    fn code<T>(answer: Result<T, Failure>) -> String {
+        answer.err().map_or_else(|| "ok".to_owned(), |failure| failure.code)
+    }
+    let request = http::Request {
+        method: "GET".into(),
+        url: "http://127.0.0.1:1/".into(),
+        url_template: false,
+        headers: vec![],
+        body: None,
+        timeout_ms: None,
+    };
+    [
+        code(commands::enqueue(&[id.to_owned()], &command("DeviceLock"))),
+        code(commands::cancel(id, "UUID")),
+        code(enrollments::tag(id, &["a".to_owned()], &[])),
+        code(enrollments::release(id)),
+        code(timers::set("t", 1, None, &[])),
+        code(timers::cancel("t", None)),
+        code(http::send(&request)),
+        code(kv::put("k", b"v", &Precondition::Anything, None)),
+    ]
+    .join(" ")
+}
+
+/// Its own writes are seen by its own reads. A deny names what is wrong.
+fn exercise_kv() -> Result<Decision, Failure> {
+    let wrong = |what: &str| Ok(decision("deny", what));
+    if kv::get("a")?.is_some() {
+        return wrong("a was there");
+    }
+    let first = kv::put("a", b"1", &Precondition::Absent, None)?;
+    if kv::put("a", b"2", &Precondition::Absent, None).map_err(|failure| failure.code) != Err("conflict".to_owned()) {
+        return wrong("absent did not conflict");
+    }
+    let second = kv::put("a", b"2", &Precondition::Version(first.clone()), None)?;
+    if kv::put("a", b"3", &Precondition::Version(first), None).is_ok() {
+        return wrong("an old version did not conflict");
+    }
+    match kv::get("a")? {
+        Some(pair) if pair.value == b"2" && pair.version == second => {}
+        _ => return wrong("a has another value"),
+    }
+    if kv::add("n", 40)? != 40 || kv::add("n", 2)? != 42 {
+        return wrong("n does not add up");
+    }
+    if kv::add("a", i64::MAX).is_ok() || kv::get("n")?.is_none_or(|pair| pair.value != b"42") {
+        return wrong("n has no digits");
+    }
+    kv::put("b", b"x", &Precondition::Anything, None)?;
+    if !kv::remove("b", &Precondition::Anything)? || kv::remove("b", &Precondition::Anything)? {
+        return wrong("b was not removed once");
+    }
+    let keys: Vec<String> = kv::scan("", None, 100)?.pairs.into_iter().map(|pair| pair.key).collect();
+    if keys != ["a", "n"] {
+        return wrong(&format!("scan found {keys:?}"));
+    }
+    Ok(decision("allow", "kv works"))
+}
+
+impl event_commands::Guest for Misbehaving {
+    fn generate(_: CallInfo, _: Event) -> Result<Vec<NewCommand>, Failure> {
+        let behaviour = setting("behave");
+        if misbehave(&behaviour) {
+            return Ok(vec![]);
+        }
+        if behaviour == "writes" {
+            return Err(failure("told", forbidden_writes("D")));
+        }
+        if behaviour == "many-commands" {
+            return Ok((0..101).map(|_| command("DeviceInformation")).collect());
+        }
+        Ok(setting("generate").split(',').filter(|name| !name.is_empty()).map(command).collect())
+    }
+}
+
+impl event_sink::Guest for Misbehaving {
+    fn handle(_: CallInfo, occurrence: Event) -> Result<(), Failure> {
+        let behaviour = setting("behave");
+        if misbehave(&behaviour) {
+            return Ok(());
+        }
+        let id = occurrence.who.map(|who| who.id).unwrap_or_default();
+        match behaviour.as_str() {
+            "fail" => Err(failure("refused", "never again")),
+            "fail-later" => {
+                Err(Failure { retryable: true, retry_after_ms: Some(1_500), ..failure("unavailable", "the other side is down") })
+            }
+            "enqueue" => {
+                let outcomes = commands::enqueue(&[id.clone(), "STRANGER".to_owned()], &command(&setting("command")))?;
+                let pending = commands::pending(&id)?;
+                kv::put("outcomes", format!("{} {} {}", outcomes[0].state, outcomes[1].state, pending.len()).as_bytes(), &Precondition::Anything, None)?;
+                Ok(())
+            }
+            "tag" => {
+                enrollments::tag(&id, &["tagged".to_owned()], &[])?;
+                match enrollments::get(&id)? {
+                    Some(record) if record.facts.contains("tagged") => Ok(()),
+                    other => Err(failure("wrong", format!("{other:?}"))),
+                }
+            }
+            "timer" => {
+                timers::set("later", runtime::now() + 60_000, Some(&id), b"data")?;
+                if !timers::cancel("later", Some(&id))? {
+                    return Err(failure("wrong", "the timer was not there"));
+                }
+                timers::set("later", runtime::now() + 90_000, Some(&id), b"data")
+            }
+            "send" => {
+                let request = http::Request {
+                    method: "POST".into(),
+                    url: setting("url"),
+                    url_template: false,
+                    headers: vec![],
+                    body: Some(occurrence.id.into_bytes()),
+                    timeout_ms: Some(2_000),
+                };
+                for _ in 0..setting("times").parse().unwrap_or(1) {
+                    let response = http::send(&request)?;
+                    kv::put("answer", format!("{} {}", response.status, String::from_utf8_lossy(&response.body)).as_bytes(), &Precondition::Anything, None)?;
+                }
+                Ok(())
+            }
+            "count" => kv::add("count", 1).map(drop),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl schedule::Guest for Misbehaving {
+    fn tick(_: CallInfo, name: String, scheduled_for: u64, who: Option<String>, data: Vec<u8>) -> Result<(), Failure> {
+        let told = format!("{name} {scheduled_for} {} {}", who.unwrap_or_default(), String::from_utf8_lossy(&data));
+        kv::put("tick", told.as_bytes(), &Precondition::Anything, None).map(drop)
+    }
+}
+
+#[cfg(target_family = "wasm")]
+export!(Misbehaving);
