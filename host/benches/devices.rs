@@ -70,7 +70,7 @@ async fn measure(authority: &Authority, devices: u64, seconds: u64, plugins: boo
         home = home.with(&["--cert-header", "Client-Cert", "--trusted-proxy", "127.0.0.1"]);
     }
     if plugins {
-        install_plugins(&home);
+        install_plugins(&home, devices);
     }
     let server = home.start();
     if plugins {
@@ -95,10 +95,10 @@ async fn measure(authority: &Authority, devices: u64, seconds: u64, plugins: boo
     fleet.report
 }
 
-fn install_plugins(home: &Home) {
-    let serials = (0..1000).map(|n| format!("\"LISTED{n:05}\"")).collect::<Vec<_>>().join(",");
+fn install_plugins(home: &Home, devices: u64) {
+    let serials = (0..=devices).map(|n| format!("\"BENCH{n:07}\"")).collect::<Vec<_>>().join(",");
     let grants = [
-        ("serial-allow-list", format!("enabled = true\n[config]\nserial_numbers = [{serials}]\nprefixes = [\"BENCH\"]\n")),
+        ("serial-allow-list", format!("enabled = true\n[config]\nserial_numbers = [{serials}]\n")),
         ("enrollment-baseline", "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\ncommands = [\"enqueue:DeviceInformation\", \"enqueue:DeviceConfigured\"]\nenrollments = [\"read\"]\ntimers = true\n".to_owned()),
         ("chat-notify", "enabled = false\n".to_owned()),
     ];

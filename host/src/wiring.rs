@@ -148,7 +148,7 @@ async fn expire_commands(storage: Storage, clock: Arc<dyn Clock>, shutdown: Canc
 fn jitter() -> f64 {
     let mut bytes = [0; 4];
     // Without randomness retries are merely less spread.
-    drop(aws_lc_rs::rand::fill(&mut bytes));
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
     f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 

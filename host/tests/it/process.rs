@@ -20,6 +20,7 @@ pub(crate) struct ServerProcess {
 pub(crate) struct Home {
     pub(crate) directory: tempfile::TempDir,
     ca: Option<PathBuf>,
+    listen: String,
     extra: Vec<String>,
 }
 
@@ -39,12 +40,18 @@ impl Home {
         for folder in ["data/plugins", "data/plugins.d"] {
             std::fs::create_dir_all(directory.path().join(folder)).unwrap();
         }
-        Self { directory, ca: None, extra: Vec::new() }
+        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new() }
     }
 
     /// Adds a flag to every start.
     pub(crate) fn with(mut self, arguments: &[&str]) -> Self {
         self.extra.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Servers started from now on have that address, as devices expect of one that was restarted.
+    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+        self.listen = address.to_string();
         self
     }
 
@@ -89,7 +96,7 @@ impl Home {
 impl ServerProcess {
     fn start(home: &Home) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_wasmdm"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--api-key", API_KEY])
+            .args(["serve", "--listen", &home.listen, "--api-key", API_KEY])
             .arg("--data")
             .arg(home.data())
             .args(home.ca.iter().flat_map(|ca| ["--ca".as_ref(), ca.as_os_str()]))

@@ -5,10 +5,6 @@
     clippy::all,
     clippy::pedantic,
     clippy::indexing_slicing,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    unreachable_pub,
-    unused_qualifications,
     reason = "generated"
 )]
 

@@ -1,5 +1,6 @@
 //! One call of one hook: a fresh instance, bounded in every way, and how it ended.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,50 @@ pub struct Usage {
     pub peak_memory: usize,
     pub host_calls: u32,
     pub dropped_log_lines: u32,
+}
+
+/// What was seen of a generation since it was linked, for an operator to compare with its limits.
+#[derive(Debug, Clone, Default)]
+pub struct Observations {
+    pub calls: u64,
+    pub failures: u64,
+    /// The most of each that any call took.
+    pub most: Usage,
+    /// The last few that failed, oldest first.
+    pub recent: VecDeque<RecentFailure>,
+}
+
+/// A call that failed.
+#[derive(Debug, Clone)]
+pub struct RecentFailure {
+    pub at: Timestamp,
+    pub call: String,
+    pub hook: Hook,
+    pub tenant: TenantId,
+    pub outcome: Outcome,
+}
+
+impl Observations {
+    const RECENT: usize = 10;
+
+    fn add(&mut self, tenant: &TenantId, hook: Hook, called: &Called, at: Timestamp) {
+        self.calls = self.calls.saturating_add(1);
+        let usage = &called.usage;
+        let most = &mut self.most;
+        most.wall = most.wall.max(usage.wall);
+        most.cpu = most.cpu.max(usage.cpu);
+        most.peak_memory = most.peak_memory.max(usage.peak_memory);
+        most.host_calls = most.host_calls.max(usage.host_calls);
+        most.dropped_log_lines = most.dropped_log_lines.max(usage.dropped_log_lines);
+        if called.outcome.result() != CallResult::Failure {
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.recent.len() >= Self::RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(RecentFailure { at, call: called.id.clone(), hook, tenant: tenant.clone(), outcome: called.outcome.clone() });
+    }
 }
 
 /// How a call ended.
@@ -212,7 +257,6 @@ pub(crate) struct State {
     pub(crate) tenant: TenantId,
     pub(crate) hook: Hook,
     pub(crate) permissions: Permissions,
-    pub(crate) call: String,
     /// Of the event that is delivered; prefixes idempotency keys.
     pub(crate) event: Option<String>,
     /// Key-values are written apart and nothing of the decision counts.
@@ -332,6 +376,33 @@ enum Stage {
     Running,
 }
 
+/// A request in the contract's types. Made before the meter runs: it is the host's work, not the guest's.
+enum Arguments {
+    Probe,
+    ValidateConfig { document: String },
+    Decide { who: wit::Enrollment, message: wit::Input, re_enrolling: bool },
+    Generate(wit::Event),
+    Handle(wit::Event),
+    Tick(contract::Tick),
+}
+
+impl Arguments {
+    fn of(request: &Request<'_>, input: usize) -> Self {
+        match *request {
+            Request::Probe => Self::Probe,
+            Request::ValidateConfig { document } => Self::ValidateConfig { document: document.to_owned() },
+            Request::Decide { candidate, .. } => Self::Decide {
+                who: contract::candidate(candidate),
+                message: contract::input(&wasmdm_protocol::json::to_redacted_json(&candidate.message), input),
+                re_enrolling: candidate.re_enrolling,
+            },
+            Request::Generate { event, attempt } => Self::Generate(contract::event(event, attempt, input)),
+            Request::Handle { event, attempt } => Self::Handle(contract::event(event, attempt, input)),
+            Request::Tick { event, .. } => Self::Tick(contract::Tick::of(event)),
+        }
+    }
+}
+
 /// What comes out of the guest.
 enum Returned {
     Nothing,
@@ -353,6 +424,7 @@ impl LinkedPlugin {
             call = %id,
         );
         let called = Box::pin(self.guarded(tenant, request, id)).instrument(span).await;
+        self.shared.observations.lock().add(tenant, hook, &called, self.shared.services.clock.now());
         self.measure(hook, &called);
         called
     }
@@ -375,6 +447,9 @@ impl LinkedPlugin {
         let ends = began + wall;
         let clock = &self.shared.services.clock;
         let deadline = clock.now().plus(wall);
+        if wall.is_zero() {
+            return not_asked(id, Outcome::Deadline);
+        }
         // What is asked before a version becomes active must not suspend it.
         let leave = match hook {
             Hook::Lifecycle => None,
@@ -408,11 +483,12 @@ impl LinkedPlugin {
     ) -> Called {
         let hook = request.hook();
         let meter = Arc::new(Meter::default());
-        let mut store = self.store(tenant, &request, &id, Arc::clone(&settings), ends, Arc::clone(&meter));
+        let mut store = self.store(tenant, &request, Arc::clone(&settings), ends, Arc::clone(&meter));
         let mut stage = Stage::Starting;
         let call = wit::CallInfo { id: id.clone(), deadline: contract::timestamp(deadline), traceparent: None, facts: request.facts().to_string() };
 
-        let guest = Metered::new(self.execute(&mut store, request, &call, settings.limits.input, &mut stage), Arc::clone(&meter));
+        let arguments = Arguments::of(&request, settings.limits.input);
+        let guest = Metered::new(self.execute(&mut store, &arguments, &call, &mut stage), Arc::clone(&meter));
         let ended = tokio::time::timeout_at(ends, guest).await;
 
         let cpu = meter.used();
@@ -427,6 +503,7 @@ impl LinkedPlugin {
         let outcome = match ended {
             Err(_) => Err(Outcome::Deadline),
             Ok(Err(error)) => Err(classify(&error, state, stage)),
+            Ok(Ok(_)) if tokio::time::Instant::now() > ends => Err(Outcome::Deadline),
             // The epoch only looks every few milliseconds; the account at the end is exact.
             Ok(Ok(_)) if cpu > settings.limits.cpu(hook) => Err(Outcome::Cpu),
             Ok(Ok(Err(failure))) => Err(Outcome::Failure(contract::failure_in(failure, settings.limits.log_line))),
@@ -445,7 +522,6 @@ impl LinkedPlugin {
         &self,
         tenant: &TenantId,
         request: &Request<'_>,
-        id: &str,
         settings: Arc<Settings>,
         ends: tokio::time::Instant,
         meter: Arc<Meter>,
@@ -460,7 +536,6 @@ impl LinkedPlugin {
             tenant: tenant.clone(),
             hook,
             permissions: hook.permissions(),
-            call: id.to_owned(),
             event: request.event().map(|event| event.id.clone()),
             shadow: hook.is_decision() && settings.mode == Mode::Monitor,
             ends,
@@ -495,48 +570,42 @@ impl LinkedPlugin {
     async fn execute(
         &self,
         store: &mut Store<Sandbox>,
-        request: Request<'_>,
+        arguments: &Arguments,
         call: &wit::CallInfo,
-        input: usize,
         stage: &mut Stage,
     ) -> wasmtime::Result<Result<Returned, wit::Failure>> {
         let instance = self.pre.instantiate_async(&mut *store).await?;
-        match request {
-            Request::Probe => {
+        match arguments {
+            Arguments::Probe => {
                 self.load_all(store, &instance)?;
                 Ok(Ok(Returned::Nothing))
             }
-            Request::ValidateConfig { document } => {
+            Arguments::ValidateConfig { document } => {
                 let guest = found(self.indices.lifecycle.as_ref())?.load(&mut *store, &instance)?;
                 *stage = Stage::Running;
                 let answer = guest.call_validate_config(&mut *store, call, document).await?;
                 Ok(answer.map(|()| Returned::Nothing))
             }
-            Request::Decide { candidate, .. } => {
+            Arguments::Decide { who, message, re_enrolling } => {
                 let guest = found(self.indices.enrollment_policy.as_ref())?.load(&mut *store, &instance)?;
-                let who = contract::candidate(candidate);
-                let message = contract::input(wasmdm_protocol::json::to_redacted_json(&candidate.message), input);
                 *stage = Stage::Running;
-                let answer = guest.call_decide(&mut *store, call, &who, &message, candidate.re_enrolling).await?;
+                let answer = guest.call_decide(&mut *store, call, who, message, *re_enrolling).await?;
                 Ok(answer.map(Returned::Decision))
             }
-            Request::Generate { event, attempt } => {
+            Arguments::Generate(event) => {
                 let guest = found(self.indices.event_commands.as_ref())?.load(&mut *store, &instance)?;
-                let event = contract::event(event, attempt, input);
                 *stage = Stage::Running;
-                let answer = guest.call_generate(&mut *store, call, &event).await?;
+                let answer = guest.call_generate(&mut *store, call, event).await?;
                 Ok(answer.map(Returned::Commands))
             }
-            Request::Handle { event, attempt } => {
+            Arguments::Handle(event) => {
                 let guest = found(self.indices.event_sink.as_ref())?.load(&mut *store, &instance)?;
-                let event = contract::event(event, attempt, input);
                 *stage = Stage::Running;
-                let answer = guest.call_handle(&mut *store, call, &event).await?;
+                let answer = guest.call_handle(&mut *store, call, event).await?;
                 Ok(answer.map(|()| Returned::Nothing))
             }
-            Request::Tick { event, .. } => {
+            Arguments::Tick(tick) => {
                 let guest = found(self.indices.schedule.as_ref())?.load(&mut *store, &instance)?;
-                let tick = contract::Tick::of(event);
                 *stage = Stage::Running;
                 let answer = guest.call_tick(&mut *store, call, &tick.name, tick.scheduled_for, tick.who.as_ref(), &tick.data).await?;
                 Ok(answer.map(|()| Returned::Nothing))
@@ -626,14 +695,14 @@ fn readable(error: &wasmtime::Error) -> String {
 
 fn demangled(name: &str) -> String {
     let mut text = String::new();
-    match wasmtime_environ_demangle(&mut text, name) {
+    match demangle(&mut text, name) {
         Ok(()) => text,
         Err(fmt::Error) => name.to_owned(),
     }
 }
 
 /// Rust's names end in a hash that says nothing to an author.
-fn wasmtime_environ_demangle(out: &mut String, name: &str) -> fmt::Result {
+fn demangle(out: &mut String, name: &str) -> fmt::Result {
     use fmt::Write;
     write!(out, "{:#}", rustc_demangle::demangle(name))
 }

@@ -77,7 +77,7 @@ pub(crate) fn event(event: &Event, attempt: u32, limit: usize) -> wit::Event {
         at: timestamp(event.at),
         attempt,
         who: event.who.as_ref().map(enrollment),
-        data: input(event.data.clone(), limit),
+        data: input(&event.data, limit),
     }
 }
 
@@ -109,7 +109,7 @@ impl Tick {
 }
 
 /// A document for a guest. Above the limit only its heads are left: short values stay, long ones go.
-pub(crate) fn input(document: Value, limit: usize) -> wit::Input {
+pub(crate) fn input(document: &Value, limit: usize) -> wit::Input {
     let body = document.to_string();
     if body.len() <= limit {
         return wit::Input { body, truncated: false };
@@ -121,19 +121,19 @@ pub(crate) fn input(document: Value, limit: usize) -> wit::Input {
 }
 
 /// Two levels of dictionaries with the values that are short.
-fn heads(document: Value, left: &mut usize, depth: usize) -> Value {
+fn heads(document: &Value, left: &mut usize, depth: usize) -> Value {
     const SHORT: usize = 1 << 10;
     let Value::Object(entries) = document else { return json!({}) };
     let mut kept = Map::new();
     for (key, value) in entries {
         let nested = value.is_object() && depth < 2;
-        let value = if nested { heads(value, left, depth.saturating_add(1)) } else { value };
-        let size = if nested { 0 } else { size_up_to(&value, SHORT) }.saturating_add(key.len()).saturating_add(8);
+        let size = if nested { 0 } else { size_up_to(value, SHORT) }.saturating_add(key.len()).saturating_add(8);
         if size > SHORT || size > *left {
             continue;
         }
         *left = left.saturating_sub(size);
-        kept.insert(key, value);
+        let value = if nested { heads(value, left, depth.saturating_add(1)) } else { value.clone() };
+        kept.insert(key.clone(), value);
     }
     Value::Object(kept)
 }
@@ -260,9 +260,9 @@ mod tests {
     #[test]
     fn a_document_above_the_limit_keeps_its_heads() {
         let document = json!({ "message": { "UDID": "D", "Big": "x".repeat(5_000), "List": vec![1; 2_000] }, "short": 1 });
-        let whole = input(document.clone(), 1 << 20);
+        let whole = input(&document, 1 << 20);
         assert!(!whole.truncated);
-        let cut = input(document, 4_000);
+        let cut = input(&document, 4_000);
         assert!(cut.truncated);
         assert_eq!(cut.body, r#"{"message":{"UDID":"D"},"short":1}"#);
     }

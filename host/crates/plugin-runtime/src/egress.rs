@@ -45,9 +45,7 @@ impl Origin {
     /// Reads a request or a grant such as `https://hooks.example` or `http://127.0.0.1:9999`. The error says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("`{text}` is no URL: {error}"))?;
-        let origin = Self::of(&url).ok_or_else(|| {
-            format!("`{text}` must begin with http:// or https:// and name a host")
-        })?;
+        let origin = Self::of(&url).ok_or_else(|| format!("`{text}` must begin with http:// or https:// and name a host"))?;
         if has_user(&url) {
             return Err(format!("`{text}` must not name a user"));
         }
@@ -61,11 +59,7 @@ impl Origin {
         if !matches!(url.scheme(), "http" | "https") {
             return None;
         }
-        Some(Self {
-            scheme: url.scheme().into(),
-            host: url.host_str().filter(|host| !host.is_empty())?.into(),
-            port: url.port_or_known_default()?,
-        })
+        Some(Self { scheme: url.scheme().into(), host: url.host_str().filter(|host| !host.is_empty())?.into(), port: url.port_or_known_default()? })
     }
 
     /// The address, where the origin names one instead of a name.
@@ -96,9 +90,7 @@ pub struct SecretBinding {
 
 impl fmt::Debug for SecretBinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SecretBinding")
-            .field("host", &self.host)
-            .finish_non_exhaustive()
+        f.debug_struct("SecretBinding").field("host", &self.host).finish_non_exhaustive()
     }
 }
 
@@ -150,20 +142,12 @@ impl EgressPolicy {
     fn refusal(&self, address: IpAddr, port: u16) -> Option<&'static str> {
         let canonical = address::canonical(address);
         let is_own = self.refused.iter().any(|own| {
-            own.port() == port
-                && if own.ip().is_unspecified() {
-                    address::is_local(canonical)
-                } else {
-                    address::canonical(own.ip()) == canonical
-                }
+            own.port() == port && if own.ip().is_unspecified() { address::is_local(canonical) } else { address::canonical(own.ip()) == canonical }
         });
         if is_own {
             return Some("it belongs to this server");
         }
-        let is_granted = self
-            .allowed
-            .iter()
-            .any(|origin| origin.port == port && origin.address() == Some(address));
+        let is_granted = self.allowed.iter().any(|origin| origin.port == port && origin.address() == Some(address));
         (is_refused(address) && !is_granted).then_some("its address is not public")
     }
 }
@@ -229,11 +213,7 @@ impl EgressError {
     }
 
     fn new(code: &'static str, message: impl Into<String>, retryable: bool) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            retryable,
-        }
+        Self { code, message: message.into(), retryable }
     }
 }
 
@@ -253,17 +233,12 @@ pub struct CallPermit {
 impl CallBudget {
     /// The budget of one invocation.
     pub fn new(policy: &EgressPolicy) -> Self {
-        Self {
-            left: AtomicU32::new(policy.max_calls),
-            at_once: Arc::new(Semaphore::new(policy.max_concurrent as usize)),
-        }
+        Self { left: AtomicU32::new(policy.max_calls), at_once: Arc::new(Semaphore::new(policy.max_concurrent as usize)) }
     }
 
     /// Takes one call; fails with `limit` when none is left or too many run.
     pub fn take(&self) -> Result<CallPermit, EgressError> {
-        let permit = Arc::clone(&self.at_once)
-            .try_acquire_owned()
-            .map_err(|_| EgressError::new("limit", "too many requests at once", false))?;
+        let permit = Arc::clone(&self.at_once).try_acquire_owned().map_err(|_| EgressError::new("limit", "too many requests at once", false))?;
         self.left
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
             .map_err(|_| EgressError::new("limit", "no requests left in this call", false))?;
@@ -312,13 +287,7 @@ impl Client {
 
     /// A client that also trusts these authorities (PEM, any number of certificates in each).
     pub fn with_roots(roots: &[&[u8]]) -> Result<Self, EgressError> {
-        let unusable = |error: reqwest::Error| {
-            EgressError::new(
-                "unreachable",
-                format!("no HTTP client: {}", describe(error)),
-                false,
-            )
-        };
+        let unusable = |error: reqwest::Error| EgressError::new("unreachable", format!("no HTTP client: {}", describe(error)), false);
         let mut certificates = Vec::new();
         for pem in roots {
             certificates.extend(reqwest::Certificate::from_pem_bundle(pem).map_err(unusable)?);
@@ -337,10 +306,7 @@ impl Client {
         if !certificates.is_empty() {
             builder = builder.tls_certs_merge(certificates);
         }
-        Ok(Self {
-            http: builder.build().map_err(unusable)?,
-            resolver: Arc::new(SystemResolver),
-        })
+        Ok(Self { http: builder.build().map_err(unusable)?, resolver: Arc::new(SystemResolver) })
     }
 
     /// The same client, asking another resolver.
@@ -351,84 +317,48 @@ impl Client {
     }
 
     /// Sends one request under a policy and reads the whole answer.
-    pub async fn send(
-        &self,
-        policy: &EgressPolicy,
-        request: Request,
-    ) -> Result<Response, EgressError> {
-        let limit = request
-            .timeout
-            .map_or(policy.timeout, |wish| wish.min(policy.timeout));
+    pub async fn send(&self, policy: &EgressPolicy, request: Request) -> Result<Response, EgressError> {
+        let limit = request.timeout.map_or(policy.timeout, |wish| wish.min(policy.timeout));
         tokio::time::timeout(limit, self.send_unhurried(policy, request))
             .await
-            .map_err(|_| {
-                EgressError::new("timeout", format!("no whole answer within {limit:?}"), true)
-            })?
+            .map_err(|_| EgressError::new("timeout", format!("no whole answer within {limit:?}"), true))?
     }
 
-    async fn send_unhurried(
-        &self,
-        policy: &EgressPolicy,
-        request: Request,
-    ) -> Result<Response, EgressError> {
+    async fn send_unhurried(&self, policy: &EgressPolicy, request: Request) -> Result<Response, EgressError> {
         let outgoing = outgoing(policy, request)?;
         let addresses = self.judged_addresses(policy, &outgoing.origin).await?;
 
-        let mut builder = self
-            .http
-            .request(outgoing.method, outgoing.url)
-            .headers(outgoing.headers);
+        let mut builder = self.http.request(outgoing.method, outgoing.url).headers(outgoing.headers);
         if let Some(body) = outgoing.body {
             builder = builder.body(body);
         }
-        let response = JUDGED
-            .scope(addresses, builder.send())
-            .await
-            .map_err(|error| unreachable(&outgoing.origin, error))?;
+        let response = JUDGED.scope(addresses, builder.send()).await.map_err(|error| unreachable(&outgoing.origin, error))?;
         read(response, &outgoing.origin, policy.max_response_bytes).await
     }
 
     /// Looks the host up, once, and judges every address.
-    async fn judged_addresses(
-        &self,
-        policy: &EgressPolicy,
-        origin: &Origin,
-    ) -> Result<Vec<SocketAddr>, EgressError> {
+    async fn judged_addresses(&self, policy: &EgressPolicy, origin: &Origin) -> Result<Vec<SocketAddr>, EgressError> {
         let found = match origin.address() {
             Some(address) => vec![address],
-            None => self.resolver.resolve(&origin.host).await.map_err(|error| {
-                EgressError::new(
-                    "unreachable",
-                    format!("{} could not be looked up: {error}", origin.host),
-                    true,
-                )
-            })?,
+            None => self
+                .resolver
+                .resolve(&origin.host)
+                .await
+                .map_err(|error| EgressError::new("unreachable", format!("{} could not be looked up: {error}", origin.host), true))?,
         };
         if found.is_empty() {
-            return Err(EgressError::new(
-                "unreachable",
-                format!("{} has no address", origin.host),
-                true,
-            ));
+            return Err(EgressError::new("unreachable", format!("{} has no address", origin.host), true));
         }
         if found.len() > ADDRESSES {
-            return Err(EgressError::denied(format!(
-                "{} has more than {ADDRESSES} addresses",
-                origin.host
-            )));
+            return Err(EgressError::denied(format!("{} has more than {ADDRESSES} addresses", origin.host)));
         }
         for address in &found {
             if let Some(reason) = policy.refusal(*address, origin.port) {
                 // The address itself stays here: it would tell the plugin about the network inside.
-                return Err(EgressError::denied(format!(
-                    "{origin} is refused: {reason}"
-                )));
+                return Err(EgressError::denied(format!("{origin} is refused: {reason}")));
             }
         }
-        Ok(found
-            .into_iter()
-            .map(|address| SocketAddr::new(address, origin.port))
-            .collect())
+        Ok(found.into_iter().map(|address| SocketAddr::new(address, origin.port)).collect())
     }
 }
 
@@ -444,34 +374,19 @@ struct Outgoing {
 fn outgoing(policy: &EgressPolicy, request: Request) -> Result<Outgoing, EgressError> {
     let method = match request.method.as_str() {
         "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" => {
-            Method::from_bytes(request.method.as_bytes())
-                .map_err(|_| EgressError::invalid("unusable method"))?
+            Method::from_bytes(request.method.as_bytes()).map_err(|_| EgressError::invalid("unusable method"))?
         }
         _ => return Err(EgressError::invalid("unusable method")),
     };
-    if request
-        .body
-        .as_ref()
-        .is_some_and(|body| body.len() > policy.max_request_bytes)
-    {
-        return Err(EgressError::new(
-            "too-large",
-            format!("the body is longer than {} bytes", policy.max_request_bytes),
-            false,
-        ));
+    if request.body.as_ref().is_some_and(|body| body.len() > policy.max_request_bytes) {
+        return Err(EgressError::new("too-large", format!("the body is longer than {} bytes", policy.max_request_bytes), false));
     }
 
     let mut used = template::Used::default();
-    let text = if request.url_template {
-        template::fill(&request.url, &policy.secrets, &mut used)?
-    } else {
-        request.url
-    };
+    let text = if request.url_template { template::fill(&request.url, &policy.secrets, &mut used)? } else { request.url };
     // The parser would drop some of these silently.
     if text.len() > HEAD_BYTES || text.bytes().any(|byte| byte <= b' ' || byte == 0x7F) {
-        return Err(EgressError::invalid(
-            "the URL is too long, or holds spaces or control characters",
-        ));
+        return Err(EgressError::invalid("the URL is too long, or holds spaces or control characters"));
     }
     let url = Url::parse(&text).map_err(|_| EgressError::invalid("the URL cannot be read"))?;
     if has_user(&url) {
@@ -491,48 +406,26 @@ fn outgoing(policy: &EgressPolicy, request: Request) -> Result<Outgoing, EgressE
 
     let headers = headers(policy, &request.headers, &mut used)?;
     used.only_for(&origin.host)?;
-    Ok(Outgoing {
-        method,
-        url,
-        origin,
-        headers,
-        body: request.body,
-    })
+    Ok(Outgoing { method, url, origin, headers, body: request.body })
 }
 
-fn headers(
-    policy: &EgressPolicy,
-    wanted: &[Header],
-    used: &mut template::Used,
-) -> Result<http::HeaderMap, EgressError> {
+fn headers(policy: &EgressPolicy, wanted: &[Header], used: &mut template::Used) -> Result<http::HeaderMap, EgressError> {
     if wanted.len() > HEADERS {
-        return Err(EgressError::invalid(format!(
-            "more than {HEADERS} header fields"
-        )));
+        return Err(EgressError::invalid(format!("more than {HEADERS} header fields")));
     }
     let mut headers = http::HeaderMap::new();
     let mut bytes = 0;
     for field in wanted {
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| EgressError::invalid("unusable header name"))?;
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| EgressError::invalid("unusable header name"))?;
         if is_ours(&name) {
-            return Err(EgressError::invalid(format!(
-                "the header {name} is made by the server"
-            )));
+            return Err(EgressError::invalid(format!("the header {name} is made by the server")));
         }
-        let text = if field.template {
-            template::fill(&field.value, &policy.secrets, used)?
-        } else {
-            field.value.clone()
-        };
+        let text = if field.template { template::fill(&field.value, &policy.secrets, used)? } else { field.value.clone() };
         bytes += name.as_str().len() + text.len();
         if bytes > HEAD_BYTES {
-            return Err(EgressError::invalid(format!(
-                "more than {HEAD_BYTES} bytes of header fields"
-            )));
+            return Err(EgressError::invalid(format!("more than {HEAD_BYTES} bytes of header fields")));
         }
-        let mut value = HeaderValue::from_str(&text)
-            .map_err(|_| EgressError::invalid(format!("unusable value of the header {name}")))?;
+        let mut value = HeaderValue::from_str(&text).map_err(|_| EgressError::invalid(format!("unusable value of the header {name}")))?;
         value.set_sensitive(field.template);
         headers.append(name, value);
     }
@@ -541,44 +434,18 @@ fn headers(
 
 /// Fields that decide how the message is framed or where it goes.
 fn is_ours(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::HOST
-            | header::CONTENT_LENGTH
-            | header::TRANSFER_ENCODING
-            | header::EXPECT
-            | header::PROXY_AUTHORIZATION
-    ) || is_between_neighbours(name)
+    matches!(*name, header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING | header::EXPECT | header::PROXY_AUTHORIZATION)
+        || is_between_neighbours(name)
 }
 
 fn is_between_neighbours(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::CONNECTION
-            | header::TE
-            | header::TRAILER
-            | header::TRANSFER_ENCODING
-            | header::UPGRADE
-            | header::PROXY_AUTHENTICATE
-    ) || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    matches!(*name, header::CONNECTION | header::TE | header::TRAILER | header::TRANSFER_ENCODING | header::UPGRADE | header::PROXY_AUTHENTICATE)
+        || matches!(name.as_str(), "keep-alive" | "proxy-connection")
 }
 
-async fn read(
-    mut response: reqwest::Response,
-    origin: &Origin,
-    limit: usize,
-) -> Result<Response, EgressError> {
-    let too_large = || {
-        EgressError::new(
-            "too-large",
-            format!("the answer is longer than {limit} bytes"),
-            false,
-        )
-    };
-    if response
-        .content_length()
-        .is_some_and(|length| length > limit as u64)
-    {
+async fn read(mut response: reqwest::Response, origin: &Origin, limit: usize) -> Result<Response, EgressError> {
+    let too_large = || EgressError::new("too-large", format!("the answer is longer than {limit} bytes"), false);
+    if response.content_length().is_some_and(|length| length > limit as u64) {
         return Err(too_large());
     }
     let status = response.status().as_u16();
@@ -586,29 +453,16 @@ async fn read(
         .headers()
         .iter()
         .filter(|(name, _)| !is_between_neighbours(name))
-        .map(|(name, value)| {
-            (
-                name.as_str().to_owned(),
-                String::from_utf8_lossy(value.as_bytes()).into_owned(),
-            )
-        })
+        .map(|(name, value)| (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
         .collect();
     let mut body = Vec::new();
-    while let Some(chunk) = response
-        .chunk()
-        .await
-        .map_err(|error| unreachable(origin, error))?
-    {
+    while let Some(chunk) = response.chunk().await.map_err(|error| unreachable(origin, error))? {
         if body.len() + chunk.len() > limit {
             return Err(too_large());
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Response {
-        status,
-        headers,
-        body: body.into(),
-    })
+    Ok(Response { status, headers, body: body.into() })
 }
 
 fn has_user(url: &Url) -> bool {
@@ -616,11 +470,7 @@ fn has_user(url: &Url) -> bool {
 }
 
 fn unreachable(origin: &Origin, error: reqwest::Error) -> EgressError {
-    EgressError::new(
-        "unreachable",
-        format!("{origin}: {}", describe(error)),
-        true,
-    )
+    EgressError::new("unreachable", format!("{origin}: {}", describe(error)), true)
 }
 
 /// The library's words without the URL, which may hold a secret.

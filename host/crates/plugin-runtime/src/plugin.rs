@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 
 use crate::bindings::exports::wasmdm::plugin as exports;
-use crate::call::{Outcome, Request, Sandbox};
+use crate::call::{Observations, Outcome, Request, Sandbox};
 use crate::circuit_breaker::CircuitBreakers;
 use crate::effective::{Effective, Settings};
 use crate::hook::{CONTRACT_VERSION, Hook, PACKAGE};
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
     pub(crate) places: Places,
     pub(crate) breakers: CircuitBreakers,
     pub(crate) log_rate: crate::capabilities::log::Rate,
+    pub(crate) observations: Mutex<Observations>,
 }
 
 impl Shared {
@@ -103,6 +105,7 @@ pub fn link(runtime: &Runtime, component: &Component, identity: PluginIdentity, 
         places: Places::new(effective.settings.limits.concurrent),
         breakers: CircuitBreakers::default(),
         log_rate: crate::capabilities::log::Rate::default(),
+        observations: Mutex::default(),
         identity,
         effective,
     };
@@ -241,6 +244,11 @@ impl LinkedPlugin {
     /// Its circuit breakers.
     pub fn breakers(&self) -> &CircuitBreakers {
         &self.shared.breakers
+    }
+
+    /// What was seen of it so far.
+    pub fn observations(&self) -> Observations {
+        self.shared.observations.lock().clone()
     }
 
     /// Makes an instance and checks the types of every hook's functions, within the limits of `lifecycle`.

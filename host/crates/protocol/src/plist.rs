@@ -78,12 +78,7 @@ impl Collection {
         match self {
             Self::Array(_) => Err(PlistError::malformed("a key stands in an array")),
             Self::Dictionary { key: Some(_), .. } => Err(PlistError::malformed("a key has no value")),
-            Self::Dictionary { entries, key: due } => {
-                // Readers differ in which of two entries counts, so neither does.
-                if entries.contains_key(&key) {
-                    let name: String = key.chars().take(60).collect();
-                    return Err(PlistError::malformed(format!("the key `{}` appears twice", name.escape_debug())));
-                }
+            Self::Dictionary { key: due, .. } => {
                 *due = Some(key);
                 Ok(())
             }
@@ -96,7 +91,10 @@ impl Collection {
             Self::Array(values) => values.push(value),
             Self::Dictionary { entries, key } => {
                 let key = key.take().ok_or_else(|| PlistError::malformed("a value in a dictionary has no key"))?;
-                entries.insert(key, value);
+                if entries.insert(key, value).is_some() {
+                    // Readers differ in which of two entries counts, so neither does.
+                    return Err(PlistError::malformed("a key appears twice in a dictionary"));
+                }
             }
         }
         Ok(())

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::connection::{Answer, Connection, Target};
 use crate::device::basic;
 use crate::error::SimulatorError;
+use crate::journal::hex;
 
 /// The most ids that go into one request, so that its first line stays short.
 pub const IDS_PER_REQUEST: usize = 50;
@@ -92,7 +93,7 @@ fn escape(id: &str) -> String {
             }
             _ => {
                 out.push('%');
-                out.push_str(&format!("{byte:02X}"));
+                out.push_str(&hex(&[byte]).to_uppercase());
             }
         }
     }

@@ -72,6 +72,8 @@ impl From<SignatureArgument> for SignatureForm {
 
 /// The options of `simulate`.
 #[derive(Debug, Clone, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+#[expect(clippy::doc_markdown, reason = "these comments are the help that a terminal shows")]
 pub struct SimulateArguments {
     /// Where devices send their messages, such as http://127.0.0.1:9000/mdm
     #[arg(long, default_value = "http://127.0.0.1:9000/mdm")]

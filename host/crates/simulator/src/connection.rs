@@ -116,7 +116,7 @@ impl std::fmt::Debug for Connection {
 impl Connection {
     /// A connection to `target`; nothing is opened yet. An answer may take a minute.
     pub fn new(target: Target) -> Self {
-        Self { target, timeout: Duration::from_secs(60), open: None, opened: 0, tally: None, due: None }
+        Self { target, timeout: Duration::from_mins(1), open: None, opened: 0, tally: None, due: None }
     }
 
     /// A connection to the server at this URL.
@@ -190,13 +190,12 @@ impl Connection {
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
         self.drop_if_closed().await;
         // It is taken out: whatever ends this in the middle has closed the connection.
-        let mut open = match self.open.take() {
-            Some(open) => open,
-            None => {
-                let open = self.connect().await?;
-                self.opened += 1;
-                open
-            }
+        let mut open = if let Some(open) = self.open.take() {
+            open
+        } else {
+            let open = self.connect().await?;
+            self.opened += 1;
+            open
         };
         let (answer, driver_done) = converse(&mut open, request).await.map_err(|error| describe(error.as_ref()))?;
         let closes = driver_done || answer.headers.get(http::header::CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));

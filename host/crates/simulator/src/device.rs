@@ -15,7 +15,7 @@ use crate::authority::{Authority, Identity, derive, derive_uuid};
 use crate::behaviour::{Answering, Behaviour};
 use crate::connection::{Answer, Connection, MDM_SIGNATURE};
 use crate::error::SimulatorError;
-use crate::journal::JournalWriter;
+use crate::journal::{JournalWriter, hex};
 use crate::message::{CHECK_IN_CONTENT_TYPE, Message, MessageKind, ReceivedCommand};
 use crate::signer::{self, SignatureForm};
 
@@ -27,7 +27,7 @@ const SESSION_LIMIT: usize = 10_000;
 /// What the device is. It decides the form of the UDID, the names it gives, and whether it has an unlock token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Product {
-    /// A MacBook Air.
+    /// A portable Mac.
     #[default]
     Mac,
     /// An iPhone.
@@ -193,15 +193,15 @@ impl Device {
             EnrollmentKind::UserEnrollmentDevice => Product::Iphone,
             EnrollmentKind::Device | EnrollmentKind::User | EnrollmentKind::UserEnrollment => Product::Mac,
         });
-        let uuid = |label: &str| derive_uuid(seed, label, number).hyphenated().to_string().to_uppercase();
+        let derived = |label: &str| derive_uuid(seed, label, number).hyphenated().to_string().to_uppercase();
         let udid = match product {
-            Product::Mac => uuid("udid"),
+            Product::Mac => derived("udid"),
             Product::Iphone => format!("00008130-{}", upper_hex(&derive(seed, "udid", number), 8)),
             Product::Ipad => format!("00008132-{}", upper_hex(&derive(seed, "udid", number), 8)),
         };
         let (user_id, user_short_name) = match kind {
             EnrollmentKind::SharedIpad => ("FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF".to_owned(), format!("student{number}@school.example")),
-            _ => (uuid("user"), format!("user{number}")),
+            _ => (derived("user"), format!("user{number}")),
         };
         let serial_number = options.serial_number.unwrap_or_else(|| {
             let prefix = options.serial_prefix.as_deref().unwrap_or("SIM");
@@ -214,13 +214,13 @@ impl Device {
             kind,
             product,
             udid,
-            enrollment_id: uuid("enrollment"),
+            enrollment_id: derived("enrollment"),
             user_id,
             user_short_name,
             user_long_name: format!("Simulated User {number}"),
             serial_number,
             topic: options.topic.unwrap_or_else(|| authority.topic().to_owned()),
-            push_magic: uuid("push magic"),
+            push_magic: derived("push magic"),
             token: derive(seed, "token", number).to_vec(),
             awaiting_configuration: options.awaiting_configuration,
             proof: options.proof,
@@ -619,12 +619,11 @@ impl Device {
     /// One session: Idle, then an answer to each command, until the server has nothing more to say or the device stays silent.
     pub async fn poll_until_idle(&mut self, connection: &mut Connection) -> Result<Session, SimulatorError> {
         let mut session = Session::default();
-        let mut next = match &self.prepared_idle {
-            Some(prepared) => prepared.clone(),
-            None => {
-                let message = self.idle()?;
-                self.prepare(message)?
-            }
+        let mut next = if let Some(prepared) = &self.prepared_idle {
+            prepared.clone()
+        } else {
+            let message = self.idle()?;
+            self.prepare(message)?
         };
         loop {
             let what = next.message.name().to_owned();
@@ -644,14 +643,12 @@ impl Device {
                 request_type: command.request_type,
                 status: answer.as_ref().map(|prepared| prepared.message.name().to_owned()),
             });
-            match answer {
-                Some(prepared) => next = prepared,
-                None => {
-                    // A device that goes away in the middle closes its connection.
-                    connection.close();
-                    return Ok(session);
-                }
-            }
+            let Some(prepared) = answer else {
+                // A device that goes away in the middle closes its connection.
+                connection.close();
+                return Ok(session);
+            };
+            next = prepared;
         }
     }
 
@@ -747,7 +744,7 @@ fn error_chain() -> Value {
 }
 
 fn upper_hex(bytes: &[u8], count: usize) -> String {
-    bytes.iter().take(count).map(|byte| format!("{byte:02X}")).collect()
+    hex(bytes.get(..count).unwrap_or(bytes)).to_uppercase()
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, SimulatorError> {

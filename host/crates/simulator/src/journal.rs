@@ -437,5 +437,11 @@ fn bootstrap_token(body: &[u8]) -> Option<Vec<u8>> {
 
 /// Lower-case hex of the SHA-256 digest.
 pub fn sha256(data: &[u8]) -> String {
-    digest::digest(&digest::SHA256, data).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(digest::digest(&digest::SHA256, data).as_ref())
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xF]).filter_map(|digit| DIGITS.get(usize::from(digit))).collect()
 }

@@ -66,7 +66,19 @@ macro_rules! known_format {
         Invariant {
             name: concat!("format-", $table, "-", $column),
             sentence: concat!("a value in ", $table, ".", $column, " begins with a format byte that this version knows"),
-            violations: concat!("SELECT ", $key, " FROM ", $table, " WHERE ", $column, " IS NOT NULL AND (LENGTH(", $column, ") = 0 OR SUBSTR(", $column, ", 1, 1) <> x'00')"),
+            violations: concat!(
+                "SELECT ",
+                $key,
+                " FROM ",
+                $table,
+                " WHERE ",
+                $column,
+                " IS NOT NULL AND (LENGTH(",
+                $column,
+                ") = 0 OR SUBSTR(",
+                $column,
+                ", 1, 1) <> x'00')"
+            ),
         }
     };
 }

@@ -10,7 +10,7 @@ use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, millis, sealed, tenant};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
 use std::fmt;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ pub struct Enqueue {
 pub enum EnqueueOutcome {
     /// It waits.
     Queued {
-        /// Its CommandUUID.
+        /// Its `CommandUUID`.
         uuid: String,
     },
     /// The same command again (same UUID and bytes, or same idempotency key): nothing changed. `uuid` is that of the first.
@@ -75,9 +75,9 @@ pub enum EnqueueOutcome {
 /// A command on its way to a device.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NextCommand {
-    /// Its CommandUUID.
+    /// Its `CommandUUID`.
     pub uuid: String,
-    /// Its RequestType.
+    /// Its `RequestType`.
     pub request_type: String,
     /// As it was queued, to the byte.
     pub body: Bytes,
@@ -146,9 +146,9 @@ pub enum Recorded {
 /// Where a command stands.
 #[derive(Clone)]
 pub struct CommandStatus {
-    /// Its CommandUUID.
+    /// Its `CommandUUID`.
     pub uuid: String,
-    /// Its RequestType.
+    /// Its `RequestType`.
     pub request_type: String,
     /// queued, sent, not-now, acknowledged, errored, expired, cancelled (final schema has more).
     pub state: String,
@@ -206,7 +206,7 @@ impl Storage {
         Ok(outcomes)
     }
 
-    /// An Idle poll: clears NotNow marks (if there are any), then offers the next command. With `reoffer_sent` one that was sent and not
+    /// An Idle poll: clears `NotNow` marks (if there are any), then offers the next command. With `reoffer_sent` one that was sent and not
     /// answered comes again first. Nothing pending: no database work at all on SQLite.
     pub async fn poll(&self, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
         if !self.inner.memory.is_pending(id) {
@@ -220,17 +220,15 @@ impl Storage {
         .await
     }
 
-    /// Stores a report and takes the next command, in one transaction. After a report no command that stands at NotNow or was sent is offered.
+    /// Stores a report and takes the next command, in one transaction. After a report no command that stands at `NotNow` or was sent is offered.
     pub async fn report(&self, report: ReportInput, want_next: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
         let input = Arc::new(report);
         self.write(Class::Answer, move |tx| {
             let input = Arc::clone(&input);
             Box::pin(async move {
                 let recorded = report_of(tx, &input).await?;
-                let next = match want_next && recorded != Recorded::Refused {
-                    true => next(tx, &input.tenant, &input.id, false, input.now).await?,
-                    false => None,
-                };
+                let next =
+                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &input.id, false, input.now).await? } else { None };
                 Ok(Outcome::Commit((recorded, next)))
             })
         })
@@ -292,7 +290,7 @@ impl Storage {
 /// A report that belonged to no open command.
 #[derive(Clone)]
 pub struct OrphanReport {
-    /// The CommandUUID that it names.
+    /// The `CommandUUID` that it names.
     pub command_uuid: String,
     /// Its status.
     pub status: String,
@@ -316,15 +314,15 @@ macro_rules! select_queue {
     ($rest:literal) => {
         concat!(
             "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
-            "q.origin, q.expires_at FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+            "q.origin, q.expires_at, q.idempotency_key FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
             $rest
         )
     };
 }
 
-const SELECT_QUEUED: &str = select_queue!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
+pub(crate) const SELECT_QUEUED: &str = select_queue!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
 // What a malformed report may be about: only what was sent to the enrollment or to one of its users.
-const SELECT_SENT_TO: &str = select_queue!(
+pub(crate) const SELECT_SENT_TO: &str = select_queue!(
     "WHERE q.tenant_id = ? AND q.command_uuid = ? AND q.deliveries > 0 \
      AND (q.enrollment_id = ? OR q.enrollment_id IN (SELECT id FROM enrollments WHERE parent_id = ?)) \
      ORDER BY q.is_open DESC, CASE WHEN q.enrollment_id = ? THEN 0 ELSE 1 END, q.sequence LIMIT 1"
@@ -332,7 +330,7 @@ const SELECT_SENT_TO: &str = select_queue!(
 pub(crate) const SELECT_EXPIRED: &str = select_queue!("WHERE q.is_open = 1 AND q.expires_at <= ? ORDER BY q.expires_at LIMIT 100");
 pub(crate) const SELECT_COLLAPSED: &str =
     select_queue!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.collapse_key = ? AND q.origin = ? AND q.state <> 'sent'");
-const SELECT_OPEN_OF_DEVICE: &str =
+pub(crate) const SELECT_OPEN_OF_DEVICE: &str =
     select_queue!("WHERE q.is_open = 1 AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) ORDER BY q.sequence");
 /// The first command of a state that may go out.
 pub(crate) const SELECT_NEXT: &str = select_queue!(
@@ -343,7 +341,7 @@ pub(crate) const SELECT_NEXT: &str = select_queue!(
 const SELECT_BODY: &str = "SELECT body FROM commands WHERE tenant_id = ? AND uuid = ?";
 const SELECT_COMMAND: &str = "SELECT body_sha256 FROM commands WHERE tenant_id = ? AND uuid = ?";
 const INSERT_COMMAND: &str = "INSERT INTO commands (tenant_id, uuid, request_type, body, body_sha256, created_at) VALUES (?, ?, ?, ?, ?, ?)";
-const SELECT_BY_KEY: &str =
+pub(crate) const SELECT_BY_KEY: &str =
     "SELECT command_uuid FROM command_queue WHERE tenant_id = ? AND origin = ? AND enrollment_id = ? AND idempotency_key = ?";
 const INSERT_QUEUED: &str = "INSERT INTO command_queue \
     (tenant_id, enrollment_id, command_uuid, state, is_open, priority, not_before, expires_at, collapse_key, idempotency_key, origin, hops, \
@@ -409,6 +407,7 @@ struct Row {
     not_now_deliveries: i64,
     origin: String,
     expires_at: Option<Timestamp>,
+    idempotency_key: Option<String>,
 }
 
 impl Row {
@@ -424,6 +423,7 @@ impl Row {
             not_now_deliveries: row.int(7)?,
             origin: row.text(8)?,
             expires_at: row.opt_time(9)?,
+            idempotency_key: row.opt_text(10)?,
         })
     }
 
@@ -492,18 +492,18 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     )
     .await?;
     tx.after_commit(Change::Pending(target.clone(), true));
-    let about = About { uuid: &command.uuid, request_type: &command.request_type, status: "queued", origin };
+    let about = About {
+        uuid: &command.uuid,
+        request_type: &command.request_type,
+        status: "queued",
+        origin,
+        idempotency_key: options.idempotency_key.as_deref(),
+    };
     emit_command(tx, tenant, target, "command.queued", &about, None, cause, now).await?;
     Ok(EnqueueOutcome::Queued { uuid: command.uuid.clone() })
 }
 
-async fn poll(
-    tx: &mut Tx,
-    tenant: &TenantId,
-    id: &EnrollmentId,
-    reoffer_sent: bool,
-    now: Timestamp,
-) -> Result<Option<NextCommand>, StorageError> {
+async fn poll(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
     tx.run(CLEAR_NOT_NOW, args![now.as_millis(), id.as_str()]).await?;
     next(tx, tenant, id, reoffer_sent, now).await
 }
@@ -512,13 +512,7 @@ async fn poll(
 const EXPIRED_ON_THE_WAY: usize = 32;
 
 /// Takes the next command that may go out.
-async fn next(
-    tx: &mut Tx,
-    tenant: &TenantId,
-    id: &EnrollmentId,
-    reoffer_sent: bool,
-    now: Timestamp,
-) -> Result<Option<NextCommand>, StorageError> {
+async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
     let Some(channel) = tx.one(SELECT_CHANNEL, args![id.as_str(), tenant.as_str()]).await? else {
         return Ok(None);
     };
@@ -569,15 +563,14 @@ const MALFORMED: &str = "Malformed";
 
 async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<Recorded, StorageError> {
     let ReportInput { tenant, id, command_uuid, now, .. } = input;
-    let found = match &input.status {
-        Some(_) => tx.one(SELECT_QUEUED, args![id.as_str(), command_uuid.as_str(), tenant.as_str()]).await?,
-        None => {
-            let args = args![tenant.as_str(), command_uuid.as_str(), id.as_str(), id.as_str(), id.as_str()];
-            let Some(row) = tx.one(SELECT_SENT_TO, args).await? else {
-                return Ok(Recorded::Refused);
-            };
-            Some(row)
-        }
+    let found = if input.status.is_some() {
+        tx.one(SELECT_QUEUED, args![id.as_str(), command_uuid.as_str(), tenant.as_str()]).await?
+    } else {
+        let args = args![tenant.as_str(), command_uuid.as_str(), id.as_str(), id.as_str(), id.as_str()];
+        let Some(row) = tx.one(SELECT_SENT_TO, args).await? else {
+            return Ok(Recorded::Refused);
+        };
+        Some(row)
     };
     let status = input.status.as_ref().map_or(MALFORMED, Status::as_str);
     let Some(row) = found else {
@@ -667,14 +660,7 @@ async fn store_result(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str,
 async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {
     tx.run(
         INSERT_ORPHAN,
-        args![
-            input.tenant.as_str(),
-            id.as_str(),
-            input.command_uuid.as_str(),
-            status,
-            sealed::seal(&input.raw),
-            input.now.as_millis(),
-        ],
+        args![input.tenant.as_str(), id.as_str(), input.command_uuid.as_str(), status, sealed::seal(&input.raw), input.now.as_millis(),],
     )
     .await?;
     tx.run(TRIM_ORPHANS, args![id.as_str(), id.as_str(), ORPHANS]).await?;
@@ -746,6 +732,7 @@ struct About<'a> {
     request_type: &'a str,
     status: &'a str,
     origin: &'a str,
+    idempotency_key: Option<&'a str>,
 }
 
 async fn emit_row(
@@ -757,7 +744,8 @@ async fn emit_row(
     cause: &Cause,
     now: Timestamp,
 ) -> Result<(), StorageError> {
-    let about = About { uuid: &row.uuid, request_type: &row.request_type, status, origin: &row.origin };
+    let about =
+        About { uuid: &row.uuid, request_type: &row.request_type, status, origin: &row.origin, idempotency_key: row.idempotency_key.as_deref() };
     emit_command(tx, &row.tenant, &row.enrollment, topic, &about, report, cause, now).await
 }
 
@@ -777,18 +765,24 @@ async fn emit_command(
 }
 
 fn command_data(about: &About<'_>, report: Option<&ReportInput>) -> Value {
-    let mut command = json!({
-        "uuid": about.uuid,
-        "request_type": about.request_type,
-        "status": about.status,
-        "origin": about.origin,
-    });
+    let mut command = Map::new();
+    let mut say = |key: &str, value: Value| {
+        command.insert(key.to_owned(), value);
+    };
+    say("uuid", about.uuid.into());
+    say("request_type", about.request_type.into());
+    say("status", about.status.into());
+    say("origin", about.origin.into());
+    // With it a plugin knows its own command again, whose UUID the host has chosen.
+    if let Some(key) = about.idempotency_key {
+        say("idempotency_key", key.into());
+    }
     if let Some(document) = report.and_then(|report| report.document.as_ref()) {
         let document = redacted(document);
         if let Some(chain) = document.get("ErrorChain") {
-            command["error_chain"] = chain.clone();
+            say("error_chain", chain.clone());
         }
-        command["report"] = document;
+        say("report", document);
     }
-    command
+    Value::Object(command)
 }

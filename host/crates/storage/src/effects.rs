@@ -260,13 +260,7 @@ async fn within_quota(tx: &mut Tx, effects: &PluginEffects) -> Result<bool, Stor
 }
 
 /// Writes all of it; [`check`] said that it may. `completing`: the delivery that the call handled, which a timer change leaves alone.
-pub(crate) async fn apply(
-    tx: &mut Tx,
-    effects: &PluginEffects,
-    cause: &Cause,
-    completing: Option<i64>,
-    now: Timestamp,
-) -> Result<(), StorageError> {
+pub(crate) async fn apply(tx: &mut Tx, effects: &PluginEffects, cause: &Cause, completing: Option<i64>, now: Timestamp) -> Result<(), StorageError> {
     let PluginEffects { tenant, plugin, .. } = effects;
     if !effects.writes.is_empty() {
         let (bytes, keys) = growth(tx, effects).await?;

@@ -4,13 +4,16 @@ use crate::audit::{self, AuditRow};
 use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
 use crate::commands::clear_queue;
 use crate::effects::{self, Applied, Checked, PluginEffects};
-use crate::events::{Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state};
+use crate::events::{
+    Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
+};
 use crate::memory::Change;
 use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +28,7 @@ pub struct Authenticate {
     pub tenant: TenantId,
     /// A device's channel.
     pub enrollment: Enrollment,
-    /// The push topic; later TokenUpdates must name the same.
+    /// The push topic; later `TokenUpdate`s must name the same.
     pub topic: String,
     /// What the message says of the device.
     pub facts: DeviceFacts,
@@ -168,9 +171,7 @@ impl Storage {
         let token = token.filter(|token| !token.is_empty());
         self.write(Class::Answer, move |tx| {
             let (tenant, id, token) = (tenant.clone(), id.clone(), token.clone());
-            Box::pin(async move {
-                Ok(Outcome::Commit(set_bootstrap_token(tx, &tenant, &id, token.as_deref(), awaiting_configuration, now).await?))
-            })
+            Box::pin(async move { Ok(Outcome::Commit(set_bootstrap_token(tx, &tenant, &id, token.as_deref(), awaiting_configuration, now).await?)) })
         })
         .await
     }
@@ -297,11 +298,13 @@ const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, 
 const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
-const REPLACE_BINDINGS: &str = "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND sha256 <> ?";
+const REPLACE_BINDINGS: &str =
+    "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND sha256 <> ?";
 const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
     (sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
-const INSERT_TAG: &str = "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
+const INSERT_TAG: &str =
+    "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
 const DELETE_TAG: &str = "DELETE FROM enrollment_tags WHERE enrollment_id = ? AND tag = ?";
 const RELEASE: &str = "UPDATE enrollments SET quarantined_by = NULL, updated_at = ? WHERE id = ? AND tenant_id = ? AND quarantined_by IS NOT NULL";
 
@@ -430,21 +433,11 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
             return refused("its topic is not that of its device");
         }
     }
-    let row = match tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await? {
-        Some(row) => row,
-        None => {
-            let Some(parent) = &enrollment.parent else {
-                return refused("it is unknown");
-            };
-            let no_params = sealed::seal(b"{}");
-            let kind = enrollment.kind.as_str();
-            let args = args![id.as_str(), tenant.as_str(), parent.as_str(), kind, message.topic.as_str(), no_params, now.as_millis(), now.as_millis()];
-            tx.run(INSERT_USER, args).await?;
-            let Some(row) = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await? else {
-                return Err(StorageError::corrupt(format!("enrollment {id} is not there after it was inserted")));
-            };
-            row
-        }
+    let known = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await?;
+    let row = match (known, &enrollment.parent) {
+        (Some(row), _) => row,
+        (None, None) => return refused("it is unknown"),
+        (None, Some(parent)) => insert_user(tx, message, parent).await?,
     };
     if row.text(0)? != tenant.as_str() {
         return refused("it belongs to another tenant");
@@ -507,6 +500,16 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     Ok(TokenUpdated::Stored { tally })
 }
 
+/// Answers the new row.
+async fn insert_user(tx: &mut Tx, message: &TokenUpdate, parent: &EnrollmentId) -> Result<AnyRow, StorageError> {
+    let TokenUpdate { tenant, enrollment: Enrollment { id, kind, .. }, topic, now, .. } = message;
+    let (no_params, now) = (sealed::seal(b"{}"), now.as_millis());
+    let args = args![id.as_str(), tenant.as_str(), parent.as_str(), kind.as_str(), topic.as_str(), no_params, now, now];
+    tx.run(INSERT_USER, args).await?;
+    let row = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await?;
+    row.ok_or_else(|| StorageError::corrupt(format!("enrollment {id} is not there after it was inserted")))
+}
+
 async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Bytes, now: Timestamp) -> Result<bool, StorageError> {
     if !is_known(tx, tenant, id).await? {
         return Ok(false);
@@ -516,8 +519,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     store_message(tx, tenant, id, "CheckOut", raw, now).await?;
     tx.after_commit(Change::Seen(id.clone(), now));
     let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));
-    let happened =
-        Happened { tenant, topic: "enrollment.checked-out", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
+    let happened = Happened { tenant, topic: "enrollment.checked-out", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
     emit(tx, happened, || json!({ "message": message() })).await?;
     emit_check_in(tx, tenant, id, "checkin.CheckOut", now, message).await?;
     Ok(true)
@@ -547,14 +549,15 @@ async fn set_bootstrap_token(
     tx.after_commit(Change::Seen(id.clone(), now));
 
     let message = || {
-        let mut message = json!({ "MessageType": "SetBootstrapToken" });
+        let mut message = Map::new();
+        message.insert("MessageType".to_owned(), "SetBootstrapToken".into());
         if token.is_some() {
-            message["BootstrapToken"] = json!({ "$redacted": true });
+            message.insert("BootstrapToken".to_owned(), json!({ "$redacted": true }));
         }
         if let Some(awaiting) = awaiting_configuration {
-            message["AwaitingConfiguration"] = awaiting.into();
+            message.insert("AwaitingConfiguration".to_owned(), awaiting.into());
         }
-        message
+        Value::Object(message)
     };
     let outside = Cause::default();
     let happened = |topic| Happened { tenant, topic, request_type: None, at: now, who: Some(id), cause: &outside };
@@ -571,8 +574,7 @@ async fn set_bootstrap_token(
 /// Setup Assistant goes on: DeviceConfigured or UserConfigured was acknowledged.
 pub(crate) async fn configuration_released(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
     tx.run(SET_AWAITING, args![0_i64, now.as_millis(), id.as_str()]).await?;
-    let happened =
-        Happened { tenant, topic: "configuration.released", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
+    let happened = Happened { tenant, topic: "configuration.released", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
     emit(tx, happened, || json!({})).await
 }
 

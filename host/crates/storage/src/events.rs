@@ -141,12 +141,7 @@ pub(crate) async fn emit(tx: &mut Tx, happened: Happened<'_>, data: impl FnOnce(
     };
     let id = insert_event(tx, &happened, who.as_ref(), &data()).await?;
     for line in lines {
-        let to = Address {
-            tenant: happened.tenant,
-            subscriber: &line.subscriber,
-            interface: &line.subscription.interface,
-            partition: &partition,
-        };
+        let to = Address { tenant: happened.tenant, subscriber: &line.subscriber, interface: &line.subscription.interface, partition: &partition };
         deliver(tx, &to, &id, happened.at).await?;
     }
     Ok(())
@@ -169,12 +164,7 @@ const INSERT_EVENT: &str = "INSERT INTO events (id, tenant_id, topic, request_ty
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
 
 /// Answers the event's id.
-pub(crate) async fn insert_event(
-    tx: &mut Tx,
-    happened: &Happened<'_>,
-    who: Option<&EnrollmentRecord>,
-    data: &Value,
-) -> Result<String, StorageError> {
+pub(crate) async fn insert_event(tx: &mut Tx, happened: &Happened<'_>, who: Option<&EnrollmentRecord>, data: &Value) -> Result<String, StorageError> {
     let id = new_id(happened.at);
     let who = who.map(|who| sealed::seal(to_stored(who).to_string().as_bytes()));
     tx.run(

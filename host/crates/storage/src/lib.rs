@@ -27,6 +27,9 @@ mod sealed;
 mod sql;
 mod writer;
 
+#[cfg(test)]
+mod query_plans;
+
 pub use error::StorageError;
 
 use crate::database::{Location, Ownership};
@@ -219,9 +222,9 @@ fn install_drivers() {
 
 fn migration_error(error: MigrateError) -> StorageError {
     match error {
-        MigrateError::VersionMissing(version) => {
-            StorageError::corrupt(format!("its schema has version {version}, which this version of the server does not know: it was written by a newer one"))
-        }
+        MigrateError::VersionMissing(version) => StorageError::corrupt(format!(
+            "its schema has version {version}, which this version of the server does not know: it was written by a newer one"
+        )),
         MigrateError::VersionMismatch(version) => StorageError::corrupt(format!("migration {version} was another one when it ran")),
         other => StorageError::unavailable(format!("the migration failed: {other}")),
     }

@@ -354,7 +354,7 @@ const HOLDS: &str = "SELECT 1 FROM partitions \
 const SET_BACKOFF: &str = "UPDATE partitions SET backoff_until = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
 // Due when the backoff of the first waiting delivery ends; with nothing waiting, never.
-const RELEASE: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = CASE WHEN EXISTS (SELECT 1 FROM deliveries d \
+pub(crate) const RELEASE: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = CASE WHEN EXISTS (SELECT 1 FROM deliveries d \
     WHERE d.tenant_id = partitions.tenant_id AND d.subscriber = partitions.subscriber AND d.interface = partitions.interface \
     AND d.partition_key = partitions.partition_key AND d.is_open = 1) THEN COALESCE(backoff_until, ?) ELSE NULL END \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
@@ -362,7 +362,7 @@ const WAKE_LEASED: &str =
     "UPDATE partitions SET backoff_until = NULL WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NOT NULL AND backoff_until IS NOT NULL";
 const WAKE_FREE: &str = "UPDATE partitions SET backoff_until = NULL, ready_at = ? \
     WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NULL AND ready_at > ?";
-const SELECT_DUE: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at IS NOT NULL";
+pub(crate) const SELECT_DUE: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at IS NOT NULL";
 pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.conflicts, d.first_failed_at, \
     e.id, e.tenant_id, e.topic, e.occurred_at, e.who, e.data, e.hops \
     FROM partitions p JOIN deliveries d ON d.tenant_id = p.tenant_id AND d.subscriber = p.subscriber AND d.interface = p.interface \
@@ -370,7 +370,8 @@ pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.confl
     WHERE p.tenant_id = ? AND p.subscriber = ? AND p.interface = ? AND p.partition_key = ? AND p.lease_owner = ? AND p.lease_epoch = ? \
     AND (p.backoff_until IS NULL OR p.backoff_until <= ?) ORDER BY d.sequence LIMIT 1";
 const IS_WAITING: &str = "SELECT 1 FROM deliveries WHERE sequence = ? AND is_open = 1";
-const FINISH: &str = "UPDATE deliveries SET state = ?, is_open = 0, attempts = attempts + 1, last_error = ?, handled_by = ?, finished_at = ? WHERE sequence = ?";
+const FINISH: &str =
+    "UPDATE deliveries SET state = ?, is_open = 0, attempts = attempts + 1, last_error = ?, handled_by = ?, finished_at = ? WHERE sequence = ?";
 const FAIL: &str = "UPDATE deliveries SET attempts = attempts + ?, conflicts = 0, \
     first_failed_at = CASE WHEN ? = 1 THEN COALESCE(first_failed_at, ?) ELSE first_failed_at END, last_error = ?, handled_by = ? WHERE sequence = ?";
 const COUNT_CONFLICT: &str = "UPDATE deliveries SET conflicts = conflicts + 1 WHERE sequence = ?";

@@ -60,9 +60,7 @@ impl Storage {
             None if prefix.is_empty() => String::new(),
             None => before(prefix),
         };
-        let rows = self
-            .read_all(SCAN_PAIRS, args![tenant.as_str(), plugin, prefix, after, now.as_millis(), i64::from(limit)])
-            .await?;
+        let rows = self.read_all(SCAN_PAIRS, args![tenant.as_str(), plugin, prefix, after, now.as_millis(), i64::from(limit)]).await?;
         let mut pairs = Vec::with_capacity(rows.len());
         for row in rows {
             let pair = pair(&row)?;

@@ -378,3 +378,251 @@ async fn connect(options: &AnyConnectOptions, dialect: Dialect) -> Result<AnyCon
 
 /// How long a flush of coalesced times is put off.
 pub(crate) const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sql::{Columns, args};
+    use crate::{OpenOptions, Storage};
+    use wasmdm_protocol::enrollment::TenantId;
+    use wasmdm_protocol::time::Timestamp;
+
+    async fn storage() -> (tempfile::TempDir, Storage) {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/test.db", directory.path().display());
+        let storage = Storage::open(OpenOptions { url, now: Timestamp::from_millis(0) }).await.unwrap();
+        (directory, storage)
+    }
+
+    const INSERT: &str = "INSERT INTO tenants (id, created_at) VALUES (?, 0)";
+    const COUNT: &str = "SELECT COUNT(*) FROM tenants WHERE id <> 'default'";
+
+    async fn insert(queue: Arc<WriteQueue>, name: String) -> Result<String, StorageError> {
+        queue
+            .write(Class::Answer, move |tx| {
+                let name = name.clone();
+                Box::pin(async move {
+                    tx.run(INSERT, args![name.as_str()]).await?;
+                    Ok(Outcome::Commit(name))
+                })
+            })
+            .await
+    }
+
+    async fn count(storage: &Storage) -> i64 {
+        storage.read_one(COUNT, args![]).await.unwrap().unwrap().int(0).unwrap()
+    }
+
+    /// Members that are all waiting before the writer sees the first of them, because it is held in a commit.
+    async fn together<T: Send + 'static>(
+        queue: &Arc<WriteQueue>,
+        members: Vec<impl Future<Output = T> + Send + 'static>,
+    ) -> Vec<tokio::task::JoinHandle<T>> {
+        let tracker = tokio_util::task::TaskTracker::new();
+        let held = queue.commit_gate.write().await;
+        let before = count_waiting(queue);
+        let first = tracker.spawn(insert(Arc::clone(queue), "first".to_owned()));
+        let wanted = before + members.len();
+        let handles: Vec<_> = members.into_iter().map(|member| tracker.spawn(member)).collect();
+        // Either the writer took `first` already or it is still among them.
+        while count_waiting(queue) < wanted {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        first.await.unwrap().unwrap();
+        handles
+    }
+
+    fn count_waiting(queue: &WriteQueue) -> usize {
+        let waiting = queue.waiting.lock();
+        waiting.answers.len() + waiting.background.len()
+    }
+
+    #[tokio::test]
+    async fn the_writer_uses_a_write_ahead_log_and_full_synchronisation() {
+        let (_directory, storage) = storage().await;
+        let read = async |sql: &'static str| {
+            let read = storage.write(Class::Answer, move |tx| {
+                Box::pin(async move {
+                    let row = tx.one(sql, args![]).await?.unwrap();
+                    Ok(Outcome::Commit(row.text(0).or_else(|_| row.int(0).map(|number| number.to_string()))?))
+                })
+            });
+            read.await.unwrap()
+        };
+        assert_eq!(read("PRAGMA journal_mode").await, "wal");
+        assert_eq!(read("PRAGMA synchronous").await, "2");
+        assert_eq!(read("PRAGMA foreign_keys").await, "1");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_reply_leaves_before_the_commit_has_returned() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let held = queue.commit_gate.write().await;
+        let tenant = TenantId::new("a");
+        let mut answer = std::pin::pin!(storage.create_tenant(&tenant, Timestamp::from_millis(0)));
+        // The writer has taken it and stands before its commit, or will; either way it cannot answer.
+        for _ in 0..1000 {
+            assert!(answer.as_mut().now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count(&storage).await, 0);
+        drop(held);
+        answer.await.unwrap();
+        assert_eq!(count(&storage).await, 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn members_share_a_commit_and_a_failing_one_does_not_fail_its_neighbours() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let names = ["a", "b", "a", "c", "default", "d"];
+        let members = names.map(|name| insert(Arc::clone(&queue), name.to_owned())).into_iter().collect();
+        let mut outcomes = Vec::new();
+        for handle in together(&queue, members).await {
+            outcomes.push(handle.await.unwrap().map_err(|error| matches!(error, StorageError::Corrupt { .. })));
+        }
+        let stored = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+        assert_eq!(stored, 4, "{outcomes:?}");
+        assert_eq!(outcomes[4], Err(true));
+        assert!(outcomes[0].is_ok() != outcomes[2].is_ok());
+        assert_eq!(count(&storage).await, 5);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_commit_answers_unavailable_to_all() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let mut members: Vec<BoxFuture<'static, Result<String, StorageError>>> = Vec::new();
+        for name in ["a", "b"] {
+            members.push(Box::pin(insert(Arc::clone(&queue), name.to_owned())));
+        }
+        // A reference that is looked at by the commit only, and leads nowhere then.
+        let breaking = Arc::clone(&queue);
+        members.push(Box::pin(async move {
+            breaking
+                .write(Class::Background, |tx| {
+                    Box::pin(async move {
+                        tx.run("PRAGMA defer_foreign_keys = ON", args![]).await?;
+                        tx.run("INSERT INTO push_topics (topic, tenant_id, created_at) VALUES ('t', 'nobody', 0)", args![]).await?;
+                        Ok(Outcome::Commit("broken".to_owned()))
+                    })
+                })
+                .await
+        }));
+        for handle in together(&queue, members).await {
+            let answer = handle.await.unwrap();
+            assert!(matches!(&answer, Err(StorageError::Unavailable { reason }) if reason.contains("commit")), "{answer:?}");
+        }
+        assert_eq!(count(&storage).await, 1, "only what came before");
+        insert(queue, "after".to_owned()).await.unwrap();
+        assert_eq!(count(&storage).await, 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_member_rolls_back_is_gone_and_its_answer_stands() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let undone = Arc::clone(&queue);
+        let mut members: Vec<BoxFuture<'static, Result<String, StorageError>>> = vec![Box::pin(async move {
+            undone
+                .write(Class::Answer, |tx| {
+                    Box::pin(async move {
+                        tx.run(INSERT, args!["undone"]).await?;
+                        tx.after_commit(Change::Seen(wasmdm_protocol::enrollment::EnrollmentId::new("undone"), Timestamp::from_millis(1)));
+                        Ok(Outcome::Rollback("answer".to_owned()))
+                    })
+                })
+                .await
+        })];
+        members.push(Box::pin(insert(Arc::clone(&queue), "kept".to_owned())));
+        let mut answers = Vec::new();
+        for handle in together(&queue, members).await {
+            answers.push(handle.await.unwrap().unwrap());
+        }
+        assert_eq!(answers, ["answer", "kept"]);
+        assert_eq!(count(&storage).await, 2);
+        assert_eq!(storage.inner.memory.last_seen(&wasmdm_protocol::enrollment::EnrollmentId::new("undone")), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_member_that_panics_fails_alone() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let bad = Arc::clone(&queue);
+        let panicking: BoxFuture<'static, Result<String, StorageError>> =
+            Box::pin(async move { bad.write(Class::Answer, |_| Box::pin(async { panic!("a bug") })).await });
+        let members = vec![panicking, Box::pin(insert(Arc::clone(&queue), "kept".to_owned()))];
+        let mut answers = Vec::new();
+        for handle in together(&queue, members).await {
+            answers.push(handle.await.unwrap().is_ok());
+        }
+        assert_eq!(answers, [false, true]);
+        assert_eq!(count(&storage).await, 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_full_queue_answers_unavailable_at_once() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let held = queue.commit_gate.write().await;
+        let mut waiting = Vec::new();
+        let refused = loop {
+            let mut next = Box::pin(insert(Arc::clone(&queue), format!("t{}", waiting.len())));
+            match next.as_mut().now_or_never() {
+                None => waiting.push(next),
+                Some(answer) => break answer,
+            }
+        };
+        assert!(matches!(refused, Err(StorageError::Unavailable { .. })));
+        assert!(waiting.len() >= WAITING);
+        // The other class still has room.
+        let mut other = Box::pin(queue.write(Class::Background, |_| Box::pin(async { Ok(Outcome::Commit(())) })));
+        assert!(other.as_mut().now_or_never().is_none());
+        drop(held);
+        other.await.unwrap();
+        for answer in waiting {
+            answer.await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn answers_go_ahead_of_background_work_but_do_not_starve_it() {
+        let queue = WriteQueue::default();
+        let mut waiting: Vec<BoxFuture<'_, Result<usize, StorageError>>> = Vec::new();
+        for number in 0..200 {
+            let class = if number < 100 { Class::Background } else { Class::Answer };
+            let mut member: BoxFuture<'_, _> = Box::pin(queue.write(class, move |_| Box::pin(async move { Ok(Outcome::Commit(number)) })));
+            assert!(member.as_mut().now_or_never().is_none());
+            waiting.push(member);
+        }
+        let first = queue.next_group().await.unwrap();
+        assert_eq!(first.len(), GROUP);
+        let left = |queue: &WriteQueue| {
+            let waiting = queue.waiting.lock();
+            (waiting.answers.len(), waiting.background.len())
+        };
+        assert_eq!(left(&queue), (100 - (GROUP - BACKGROUND_SHARE), 100 - BACKGROUND_SHARE));
+        queue.next_group().await.unwrap();
+        assert_eq!(left(&queue).0, 0);
+    }
+
+    /// The database is locked by somebody else: the writer waits for it, and gives up with an answer rather than for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_database_that_somebody_else_locks_answers_when_it_is_free() {
+        let (directory, storage) = storage().await;
+        let url = format!("sqlite://{}/test.db", directory.path().display());
+        let mut other = AnyConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+        let tenant = TenantId::new("a");
+        let mut answer = Box::pin(storage.create_tenant(&tenant, Timestamp::from_millis(0)));
+        for _ in 0..1000 {
+            assert!(answer.as_mut().now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+        answer.await.unwrap();
+        assert_eq!(count(&storage).await, 1);
+    }
+}

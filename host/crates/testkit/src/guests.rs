@@ -13,7 +13,7 @@ static BUILDING: Mutex<()> = Mutex::new(());
 /// # Panics
 ///
 /// When it does not build: a test cannot go on without it.
-#[expect(clippy::expect_used, clippy::panic, reason = "only tests call this, and a test ends here")]
+#[expect(clippy::panic, reason = "only tests call this, and a test ends here")]
 pub fn build(name: &str) -> Vec<u8> {
     let path = component(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{} was built but cannot be read: {error}", path.display()))
@@ -24,7 +24,7 @@ pub fn build(name: &str) -> Vec<u8> {
 /// # Panics
 ///
 /// When it does not build.
-#[expect(clippy::expect_used, clippy::panic, reason = "only tests call this, and a test ends here")]
+#[expect(clippy::expect_used, reason = "only tests call this, and a test ends here")]
 pub fn component(name: &str) -> PathBuf {
     let _building = BUILDING.lock();
     let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests");

@@ -11,15 +11,15 @@ use wasmdm_storage::events::EnrollmentState;
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Comparison {
+pub(super) struct Comparison {
     /// One line about what was compared.
-    pub summary: String,
+    pub(super) summary: String,
     /// One line per confirmed fact that is missing, or that was undone.
-    pub missing: Vec<String>,
+    pub(super) missing: Vec<String>,
 }
 
 /// Compares every confirmed fact of the journal.
-pub async fn compare(path: &Path, storage: &Storage) -> anyhow::Result<Comparison> {
+pub(super) async fn compare(path: &Path, storage: &Storage) -> anyhow::Result<Comparison> {
     let journal = read_journal(path).with_context(|| format!("journal: {}", path.display()))?;
     let mut missing = Vec::new();
     enrollments(&journal, storage, &mut missing).await?;

@@ -21,3 +21,11 @@ fn the_copy_of_the_contract_is_the_contract() {
     assert!(!contract.is_empty());
     assert_eq!(wit_files(&sdk.join("wit")), contract, "copy wit/*.wit to sdk/rust/wit");
 }
+
+// The example is copied out of the repository, and has its own for the same reason.
+#[test]
+fn the_copy_of_the_example_is_the_contract() {
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let example = wit_files(&sdk.join("../../examples/quickstart/wit"));
+    assert_eq!(example, wit_files(&sdk.join("../../wit")), "copy wit/*.wit to examples/quickstart/wit");
+}

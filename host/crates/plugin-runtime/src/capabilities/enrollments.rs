@@ -28,12 +28,13 @@ impl State {
         let changes = self.buffer.tags.iter().filter(|change| change.id == record.id);
         let Some(Value::Array(tags)) = record.facts.get_mut("tags") else { return record };
         for change in changes {
-            tags.retain(|tag| !change.remove.iter().any(|removed| tag == removed));
+            // In the order of the commit: what is added and removed at once is gone.
             for added in &change.add {
                 if !tags.iter().any(|tag| tag == added) {
                     tags.push(Value::String(added.clone()));
                 }
             }
+            tags.retain(|tag| !change.remove.iter().any(|removed| tag == removed));
         }
         record
     }

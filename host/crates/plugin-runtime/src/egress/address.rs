@@ -46,12 +46,7 @@ fn is_refused_v6(address: Ipv6Addr) -> bool {
         // The discard prefix.
         (0x0100, 0) => third == 0,
         // Unique local, link-local, site-local, multicast.
-        _ => {
-            first & 0xFE00 == 0xFC00
-                || first & 0xFFC0 == 0xFE80
-                || first & 0xFFC0 == 0xFEC0
-                || first & 0xFF00 == 0xFF00
-        }
+        _ => first & 0xFE00 == 0xFC00 || first & 0xFFC0 == 0xFE80 || first & 0xFFC0 == 0xFEC0 || first & 0xFF00 == 0xFF00,
     }
 }
 
@@ -63,9 +58,7 @@ fn embedded(high: u16, low: u16) -> Ipv4Addr {
 pub(super) fn canonical(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(six) => match six.segments() {
-            [0, 0, 0, 0, 0, 0xFFFF, high, low] | [0x0064, 0xFF9B, 0, 0, 0, 0, high, low] => {
-                IpAddr::V4(embedded(high, low))
-            }
+            [0, 0, 0, 0, 0, 0xFFFF, high, low] | [0x0064, 0xFF9B, 0, 0, 0, 0, high, low] => IpAddr::V4(embedded(high, low)),
             _ => address,
         },
         IpAddr::V4(_) => address,

@@ -203,6 +203,8 @@ pub(super) struct GrantFile {
     pub(super) grant: Grant,
     /// `None`: there is no grant file.
     pub(super) text: Option<String>,
+    /// The file whose configuration is used, where that is not this one: its own was refused.
+    pub(super) configured_by: Option<String>,
     pub(super) secrets: Secrets,
     pub(super) warnings: Vec<String>,
 }
@@ -279,7 +281,7 @@ pub(super) fn read_grant(name: &str, grants_dir: &Path) -> Result<GrantFile, Rej
     } else {
         (Secrets::new(), Vec::new())
     };
-    Ok(GrantFile { grant, text: Some(text), secrets, warnings })
+    Ok(GrantFile { grant, text: Some(text), configured_by: None, secrets, warnings })
 }
 
 /// Checks a candidate against what the operator trusts.

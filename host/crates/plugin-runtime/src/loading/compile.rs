@@ -39,6 +39,8 @@ const MAX_ARTIFACT: u64 = 512 << 20;
 const MAX_ERROR: u64 = 16 * 1024;
 /// Compilations at once, each with several threads.
 const AT_ONCE: usize = 2;
+/// Threads of one compilation.
+const MAX_THREADS: usize = 4;
 /// Artifacts kept; of more the oldest go.
 const MAX_ENTRIES: usize = 64;
 /// The child says with this that the component is at fault; its error text says why.
@@ -167,6 +169,9 @@ impl Compiler {
         let mut child = Command::new(&self.command.program)
             .args(&self.command.args)
             .env_clear()
+            // A thread reserves address space, and a large machine would make hundreds.
+            .env("RAYON_NUM_THREADS", threads().to_string())
+            .env("MALLOC_ARENA_MAX", "2")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -210,6 +215,10 @@ impl Compiler {
         }
         Err(died(status, complaint))
     }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS)
 }
 
 /// Why a child that said nothing about the component is gone.

@@ -48,7 +48,8 @@ impl Schedules {
 
 /// The first occurrence after `now`; `None`: never again.
 pub(super) fn next_occurrence(cron: &Cron, now: Timestamp) -> Option<Timestamp> {
-    let now: DateTime<Utc> = DateTime::from_timestamp_millis(now.as_millis())?;
+    // Cron knows seconds; a fraction would come back in the answer.
+    let now: DateTime<Utc> = DateTime::from_timestamp(now.as_millis().div_euclid(1000), 0)?;
     let next = cron.find_next_occurrence(&now, false).ok()?;
     Some(Timestamp::from_millis(next.timestamp_millis()))
 }

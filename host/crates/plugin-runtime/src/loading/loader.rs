@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::outbox::Subscription;
@@ -85,6 +86,8 @@ pub(super) struct Job {
     pub(super) secrets: BTreeSet<PathBuf>,
     /// Asked for by an operator: no waiting until it is stable, and rejected candidates are tried again.
     pub(super) immediate: bool,
+    /// Makes it immediate while it waits.
+    pub(super) hurry: CancellationToken,
     /// A lower version may replace a higher one.
     pub(super) force: bool,
 }
@@ -151,11 +154,8 @@ impl Loader {
     async fn read(self: &Arc<Self>, job: &Job, report: &mut Report) -> Result<Candidate, Rejection> {
         loop {
             let before = self.look(job).await?;
-            if !job.immediate {
-                tokio::time::sleep(STABLE).await;
-                if self.look(job).await? != before {
-                    continue;
-                }
+            if !job.immediate && job.hurry.run_until_cancelled(tokio::time::sleep(STABLE)).await.is_some() && self.look(job).await? != before {
+                continue;
             }
             let (loader, name, found) = (Arc::clone(self), job.name.clone(), job.found.clone());
             let (candidate, declared, grant) = blocking(move || {
@@ -166,7 +166,7 @@ impl Loader {
             .await
             .map_err(|problem| Rejection::transient(Stage::Found, problem))?;
             let after = self.look(job).await?;
-            if !job.immediate && after != before {
+            if !job.immediate && !job.hurry.is_cancelled() && after != before {
                 continue;
             }
             report.look = after;
@@ -341,7 +341,8 @@ impl Loader {
                 generation: identity.generation,
                 hooks: version.plugin.hooks(),
                 manifest_text: version.manifest_text.as_deref(),
-                grant_text: version.grant.text.as_deref(),
+                // The next start must find a configuration that the plugin accepts.
+                grant_text: version.grant.configured_by.as_deref().or(version.grant.text.as_deref()),
                 wasm: wasm.as_deref(),
             })
         })
@@ -476,5 +477,5 @@ fn with_config_of(rights: &GrantFile, configured: &GrantFile) -> GrantFile {
         overlay.config = configured.grant.overlays.get(tenant).map(|overlay| overlay.config.clone()).unwrap_or_default();
     }
     let grant = Grant { config: configured.grant.config.clone(), overlays, ..rights.grant.clone() };
-    GrantFile { grant, ..rights.clone() }
+    GrantFile { grant, configured_by: configured.configured_by.clone().or_else(|| configured.text.clone()), ..rights.clone() }
 }

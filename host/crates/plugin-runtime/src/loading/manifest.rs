@@ -640,6 +640,15 @@ grace = 5
     }
 
     #[test]
+    fn the_plugins_of_this_repository_have_manifests_that_are_accepted() {
+        for name in ["serial-allow-list", "enrollment-baseline", "chat-notify"] {
+            let path = format!("{}/../../../plugins/{name}/plugin.toml", env!("CARGO_MANIFEST_DIR"));
+            let manifest = Manifest::parse(&std::fs::read_to_string(path).unwrap()).unwrap();
+            assert_eq!(manifest.name, name);
+        }
+    }
+
+    #[test]
     fn a_plugin_without_topics_gets_all_but_the_raw_ones() {
         let manifest = Manifest::parse(&format!("{HEAD}[hooks.event-sink]\n")).unwrap();
         assert_eq!(manifest.hooks.event_sink.unwrap().topics, [Topic("*".to_owned())]);

@@ -80,6 +80,8 @@ pub(super) struct Coordinator {
     refused: BTreeMap<String, (Timestamp, String)>,
     reports: (mpsc::Sender<Report>, mpsc::Receiver<Report>),
     last_look: Option<Instant>,
+    /// A notification came right after a look: look again then.
+    look_at: Option<Instant>,
     /// The plugin directory could not be read at the last look.
     unreadable: Option<String>,
     /// Kept versions that are still being loaded.
@@ -138,7 +140,17 @@ struct Retry {
 struct Running {
     immediate: bool,
     force: bool,
-    waiting: Vec<oneshot::Sender<ReloadOutcome>>,
+    waiting: Vec<Waiting>,
+    /// Ends the wait until the files are stable.
+    hurry: CancellationToken,
+}
+
+/// Somebody who asked for a reload.
+#[derive(Debug)]
+struct Waiting {
+    reply: oneshot::Sender<ReloadOutcome>,
+    /// Active when it was asked.
+    generation: Option<u64>,
 }
 
 impl Slot {
@@ -244,6 +256,7 @@ impl Coordinator {
             refused: BTreeMap::new(),
             reports: mpsc::channel(64),
             last_look: None,
+            look_at: None,
             unreadable: None,
             kept_loads: JoinSet::new(),
         }
@@ -333,10 +346,10 @@ impl Coordinator {
                     self.end_old_subscriptions().await;
                 }
                 () = look_now.notified() => {
-                    if let Some(wait) = self.last_look.and_then(|last| BETWEEN_LOOKS.checked_sub(last.elapsed())) {
-                        tokio::time::sleep(wait).await;
+                    match self.last_look.map(|last| last + BETWEEN_LOOKS).filter(|at| *at > Instant::now()) {
+                        Some(later) => self.look_at = Some(later),
+                        None => self.scan().await,
                     }
-                    self.scan().await;
                 }
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.scan().await,
                 Some(reload) = reloads.recv() => self.reload(reload).await,
@@ -355,7 +368,8 @@ impl Coordinator {
         let retries = self.slots.values().filter(|slot| slot.running.is_none()).filter_map(|slot| slot.retry.map(|retry| retry.at));
         // However overdue it is: a directory that cannot be read must not be looked at without end.
         let earliest = self.last_look.map(|last| last + BETWEEN_WAKES);
-        removals.chain(retries).min().map(|wake| earliest.map_or(wake, |earliest| wake.max(earliest)))
+        let due = removals.chain(retries).min().map(|wake| earliest.map_or(wake, |earliest| wake.max(earliest)));
+        due.into_iter().chain(self.look_at).min()
     }
 
     /// Looks at both directories, and starts a job for every plugin that is not as it was last read.
@@ -363,7 +377,7 @@ impl Coordinator {
         let (plugins_dir, grants_dir) = (self.loader.plugins_dir.clone(), self.loader.grants_dir.clone());
         let secrets: BTreeMap<_, _> = self.slots.iter().map(|(name, slot)| (name.clone(), slot.secrets())).collect();
         let looked = blocking(move || looks(plugins_dir.as_deref(), &grants_dir, &secrets)).await;
-        self.last_look = Some(Instant::now());
+        (self.last_look, self.look_at) = (Some(Instant::now()), None);
         let (discovery, mut looks) = match looked.and_then(|looked| looked.map_err(|error| error.to_string())) {
             Ok(looked) => {
                 self.unreadable = None;
@@ -460,6 +474,7 @@ impl Coordinator {
             rejected: slot.rejected,
             secrets: slot.secrets(),
             immediate: running.immediate,
+            hurry: running.hurry.clone(),
             force: running.force,
         };
         if slot.active.is_none() && slot.candidate.is_none() {
@@ -488,8 +503,10 @@ impl Coordinator {
             let mut wanted = slot.next.take().unwrap_or_default();
             wanted.immediate = true;
             wanted.force |= reload.force;
-            wanted.waiting.push(sender);
-            if slot.running.is_some() {
+            let generation = slot.active.as_ref().map(|version| version.plugin.identity().generation);
+            wanted.waiting.push(Waiting { reply: sender, generation });
+            if let Some(running) = &slot.running {
+                running.hurry.cancel();
                 slot.next = Some(wanted);
             } else {
                 self.start(&name, wanted);
@@ -522,7 +539,8 @@ impl Coordinator {
         match (&result, &rejection) {
             (ReloadResult::Activated, _) => {
                 count(&name, stage, result);
-                info!(plugin = %name, version = ?outcome.version, digest = ?outcome.digest, generation = ?outcome.generation, "Plugin {name} {} is active", outcome.version.as_deref().unwrap_or_default());
+                let [version, digest] = [&outcome.version, &outcome.digest].map(|text| text.as_deref().unwrap_or_default());
+                info!(plugin = %name, version, digest, generation = outcome.generation, "Plugin {name} {version} is active");
                 let (loader, name) = (Arc::clone(&self.loader), name.clone());
                 self.tracker.spawn(async move { loader.wake(&name).await });
             }
@@ -533,8 +551,13 @@ impl Coordinator {
             (ReloadResult::Disabled, None) => count(&name, stage, result),
             _ => {}
         }
-        for waiting in running.waiting {
-            drop(waiting.send(outcome.clone()));
+        for Waiting { reply, generation } in running.waiting {
+            let mut outcome = outcome.clone();
+            // A notification was quicker than the request: what it activated is what was asked for.
+            if outcome.result == ReloadResult::Unchanged && outcome.generation != generation {
+                outcome.result = ReloadResult::Activated;
+            }
+            drop(reply.send(outcome));
         }
         if let Some(next) = next {
             self.start(&name, next);

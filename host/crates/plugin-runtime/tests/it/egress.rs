@@ -12,8 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use wasmdm_plugin_runtime::egress::{
-    CallBudget, Client, EgressError, EgressPolicy, Header, Origin, Request, Resolve, Resolving,
-    Response, SecretBinding,
+    CallBudget, Client, EgressError, EgressPolicy, Header, Origin, Request, Resolve, Resolving, Response, SecretBinding,
 };
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Seen: yes\r\nSet-Cookie: a=b\r\nConnection: close\r\n\r\nok";
@@ -40,11 +39,7 @@ impl Server {
                 let _ = stream.write_all(answer).await;
             }
         });
-        Self {
-            address,
-            requests,
-            _tasks: tasks,
-        }
+        Self { address, requests, _tasks: tasks }
     }
 
     fn origin(&self) -> Origin {
@@ -89,31 +84,18 @@ impl Resolve for Script {
 fn resolving_to(answers: &[&[&str]]) -> (Client, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let script = Script {
-        answers: answers
-            .iter()
-            .map(|answer| answer.iter().map(|text| text.parse().unwrap()).collect())
-            .collect(),
+        answers: answers.iter().map(|answer| answer.iter().map(|text| text.parse().unwrap()).collect()).collect(),
         asked: Arc::clone(&asked),
     };
     (Client::new().unwrap().with_resolver(script), asked)
 }
 
 fn get(url: impl Into<String>) -> Request {
-    Request {
-        method: "GET".into(),
-        url: url.into(),
-        url_template: false,
-        headers: Vec::new(),
-        body: None,
-        timeout: None,
-    }
+    Request { method: "GET".into(), url: url.into(), url_template: false, headers: Vec::new(), body: None, timeout: None }
 }
 
 fn allowing(origins: impl IntoIterator<Item = Origin>) -> EgressPolicy {
-    EgressPolicy {
-        allowed: origins.into_iter().collect(),
-        ..EgressPolicy::default()
-    }
+    EgressPolicy { allowed: origins.into_iter().collect(), ..EgressPolicy::default() }
 }
 
 async fn send(policy: &EgressPolicy, request: Request) -> Result<Response, EgressError> {
@@ -141,16 +123,9 @@ async fn a_granted_loopback_address_is_reached_and_its_answer_comes_back() {
 #[tokio::test]
 async fn loopback_is_refused_without_a_grant_of_that_host_and_port() {
     let server = Server::answering(OK).await;
-    let other_port = Origin {
-        port: server.address.port() ^ 1,
-        ..server.origin()
-    };
+    let other_port = Origin { port: server.address.port() ^ 1, ..server.origin() };
     let url = format!("http://{}/", server.address);
-    for policy in [
-        allowing([]),
-        allowing([other_port]),
-        allowing([Origin::parse("http://127.0.0.1").unwrap()]),
-    ] {
+    for policy in [allowing([]), allowing([other_port]), allowing([Origin::parse("http://127.0.0.1").unwrap()])] {
         assert_eq!(send(&policy, get(&*url)).await.unwrap_err().code, "denied");
     }
     assert!(server.requests().is_empty());
@@ -160,10 +135,7 @@ async fn loopback_is_refused_without_a_grant_of_that_host_and_port() {
 async fn the_metadata_address_is_refused_behind_a_granted_name() {
     let (client, _) = resolving_to(&[&["169.254.169.254"]]);
     let policy = allowing([Origin::parse("http://metadata.example").unwrap()]);
-    let error = client
-        .send(&policy, get("http://metadata.example/latest"))
-        .await
-        .unwrap_err();
+    let error = client.send(&policy, get("http://metadata.example/latest")).await.unwrap_err();
     assert_eq!(error.code, "denied");
     assert!(!error.retryable);
     assert!(!error.message.contains("169.254"), "{error}");
@@ -174,10 +146,7 @@ async fn one_private_address_among_public_ones_refuses_the_name() {
     for private in ["10.0.0.7", "::ffff:127.0.0.1", "64:ff9b::a00:1", "2002:7f00:1::", "fe80::1"] {
         let (client, _) = resolving_to(&[&["93.184.215.14", private]]);
         let policy = allowing([Origin::parse("https://hooks.example").unwrap()]);
-        let error = client
-            .send(&policy, get("https://hooks.example/"))
-            .await
-            .unwrap_err();
+        let error = client.send(&policy, get("https://hooks.example/")).await.unwrap_err();
         assert_eq!(error.code, "denied", "{private}");
     }
 }
@@ -188,9 +157,7 @@ async fn mapped_forms_of_loopback_in_the_url_are_refused() {
     let port = server.address.port();
     for host in ["[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[::1]", "2130706433", "0x7f.1", "0"] {
         let policy = allowing([Origin::parse("http://hooks.example").unwrap()]);
-        let error = send(&policy, get(format!("http://{host}:{port}/")))
-            .await
-            .unwrap_err();
+        let error = send(&policy, get(format!("http://{host}:{port}/"))).await.unwrap_err();
         assert_eq!(error.code, "denied", "{host}");
     }
     assert!(server.requests().is_empty());
@@ -201,10 +168,7 @@ async fn a_name_that_changes_its_address_is_looked_up_once() {
     let server = Server::answering(OK).await;
     // The first address is public and answers nobody; a second look-up would find the server on loopback.
     let (client, asked) = resolving_to(&[&["203.0.113.1"], &["127.0.0.1"]]);
-    let policy = EgressPolicy {
-        timeout: Duration::from_millis(200),
-        ..allowing([server.named("hooks.example")])
-    };
+    let policy = EgressPolicy { timeout: Duration::from_millis(200), ..allowing([server.named("hooks.example")]) };
     let url = format!("http://hooks.example:{}/", server.address.port());
 
     let first = client.send(&policy, get(&*url)).await.unwrap_err();
@@ -224,10 +188,7 @@ async fn a_connection_is_not_kept_for_the_next_call() {
     let policy = allowing([server.named("hooks.example"), server.origin()]);
     let url = format!("http://hooks.example:{}/", server.address.port());
     assert_eq!(client.send(&policy, get(&*url)).await.unwrap().status, 200);
-    assert_eq!(
-        client.send(&policy, get(&*url)).await.unwrap_err().code,
-        "denied"
-    );
+    assert_eq!(client.send(&policy, get(&*url)).await.unwrap_err().code, "denied");
     assert_eq!(asked.load(Ordering::SeqCst), 2);
     assert_eq!(server.requests().len(), 1);
 }
@@ -237,13 +198,8 @@ async fn the_servers_own_listener_is_refused_even_where_it_is_granted() {
     let server = Server::answering(OK).await;
     let port = server.address.port();
     for own in [server.address, SocketAddr::from(([0, 0, 0, 0], port))] {
-        let policy = EgressPolicy {
-            refused: vec![own],
-            ..allowing([server.origin()])
-        };
-        let error = send(&policy, get(format!("http://{}/", server.address)))
-            .await
-            .unwrap_err();
+        let policy = EgressPolicy { refused: vec![own], ..allowing([server.origin()]) };
+        let error = send(&policy, get(format!("http://{}/", server.address))).await.unwrap_err();
         assert_eq!(error.code, "denied", "{own}");
     }
     assert!(server.requests().is_empty());
@@ -252,15 +208,10 @@ async fn the_servers_own_listener_is_refused_even_where_it_is_granted() {
 #[tokio::test]
 async fn a_redirect_is_returned_and_not_followed() {
     let inside = Server::answering(OK).await;
-    let location = format!(
-        "HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
-        inside.address
-    );
+    let location = format!("HTTP/1.1 302 Found\r\nLocation: http://{}/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", inside.address);
     let server = Server::answering(location.leak().as_bytes()).await;
     let policy = allowing([server.origin(), inside.origin()]);
-    let response = send(&policy, get(format!("http://{}/", server.address)))
-        .await
-        .unwrap();
+    let response = send(&policy, get(format!("http://{}/", server.address))).await.unwrap();
     assert_eq!(response.status, 302);
     assert!(inside.requests().is_empty());
 }
@@ -280,27 +231,14 @@ async fn a_user_in_the_url_is_refused() {
 async fn other_schemes_methods_and_framing_headers_are_refused() {
     let server = Server::answering(OK).await;
     let policy = allowing([server.origin()]);
-    assert_eq!(
-        send(&policy, get("file:///etc/passwd")).await.unwrap_err().code,
-        "denied"
-    );
+    assert_eq!(send(&policy, get("file:///etc/passwd")).await.unwrap_err().code, "denied");
     let url = format!("http://{}/", server.address);
     for method in ["CONNECT", "TRACE", "GET / HTTP/1.1\r\nX:"] {
-        let request = Request {
-            method: method.into(),
-            ..get(&*url)
-        };
+        let request = Request { method: method.into(), ..get(&*url) };
         assert_eq!(send(&policy, request).await.unwrap_err().code, "invalid");
     }
     for name in ["Host", "Content-Length", "transfer-encoding", "Connection", "Proxy-Connection", "a b"] {
-        let request = Request {
-            headers: vec![Header {
-                name: name.into(),
-                value: "x".into(),
-                template: false,
-            }],
-            ..get(&*url)
-        };
+        let request = Request { headers: vec![Header { name: name.into(), value: "x".into(), template: false }], ..get(&*url) };
         assert_eq!(send(&policy, request).await.unwrap_err().code, "invalid", "{name}");
     }
     assert!(server.requests().is_empty());
@@ -330,12 +268,9 @@ async fn an_endless_answer_ends_at_the_limit() {
 
 #[tokio::test]
 async fn a_declared_length_beyond_the_limit_is_not_read() {
-    let server =
-        Server::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n").await;
+    let server = Server::answering(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n").await;
     let policy = allowing([server.origin()]);
-    let error = send(&policy, get(format!("http://{}/", server.address)))
-        .await
-        .unwrap_err();
+    let error = send(&policy, get(format!("http://{}/", server.address))).await.unwrap_err();
     assert_eq!(error.code, "too-large");
 }
 
@@ -354,25 +289,12 @@ async fn a_slow_answer_ends_at_the_shorter_of_both_timeouts() {
 }
 
 fn with_secret(mut policy: EgressPolicy, host: &str) -> EgressPolicy {
-    policy.secrets = BTreeMap::from([(
-        "token".to_owned(),
-        SecretBinding {
-            host: host.into(),
-            value: "s3cret-value".into(),
-        },
-    )]);
+    policy.secrets = BTreeMap::from([("token".to_owned(), SecretBinding { host: host.into(), value: "s3cret-value".into() })]);
     policy
 }
 
 fn authorized(url: String) -> Request {
-    Request {
-        headers: vec![Header {
-            name: "Authorization".into(),
-            value: "Bearer ${token}".into(),
-            template: true,
-        }],
-        ..get(url)
-    }
+    Request { headers: vec![Header { name: "Authorization".into(), value: "Bearer ${token}".into(), template: true }], ..get(url) }
 }
 
 #[tokio::test]
@@ -401,22 +323,13 @@ async fn without_template_nothing_is_replaced() {
 async fn a_secret_goes_to_no_other_host() {
     let server = Server::answering(OK).await;
     let (client, _) = resolving_to(&[&["127.0.0.1"]]);
-    let policy = with_secret(
-        allowing([server.named("other.example"), server.named("hooks.example"), server.origin()]),
-        "hooks.example",
-    );
+    let policy = with_secret(allowing([server.named("other.example"), server.named("hooks.example"), server.origin()]), "hooks.example");
     let port = server.address.port();
-    let error = client
-        .send(&policy, authorized(format!("http://other.example:{port}/")))
-        .await
-        .unwrap_err();
+    let error = client.send(&policy, authorized(format!("http://other.example:{port}/"))).await.unwrap_err();
     assert_eq!(error.code, "denied");
     assert!(server.requests().is_empty());
 
-    client
-        .send(&policy, authorized(format!("http://hooks.example:{port}/")))
-        .await
-        .unwrap();
+    client.send(&policy, authorized(format!("http://hooks.example:{port}/"))).await.unwrap();
     assert!(server.requests()[0].contains("s3cret-value"));
 }
 
@@ -447,8 +360,7 @@ async fn errors_name_no_secret() {
 async fn a_secret_may_be_the_whole_url_of_its_host() {
     let server = Server::answering(OK).await;
     let mut policy = with_secret(allowing([server.origin()]), "127.0.0.1");
-    policy.secrets.get_mut("token").unwrap().value =
-        format!("http://{}/room/abc", server.address);
+    policy.secrets.get_mut("token").unwrap().value = format!("http://{}/room/abc", server.address);
     let mut request = get("${token}");
     request.url_template = true;
     send(&policy, request).await.unwrap();
@@ -457,11 +369,7 @@ async fn a_secret_may_be_the_whole_url_of_its_host() {
 
 #[tokio::test]
 async fn a_call_has_only_so_many_requests() {
-    let budget = CallBudget::new(&EgressPolicy {
-        max_calls: 3,
-        max_concurrent: 2,
-        ..EgressPolicy::default()
-    });
+    let budget = CallBudget::new(&EgressPolicy { max_calls: 3, max_concurrent: 2, ..EgressPolicy::default() });
     let first = budget.take().unwrap();
     let second = budget.take().unwrap();
     assert_eq!(budget.take().unwrap_err().code, "limit");
@@ -472,14 +380,8 @@ async fn a_call_has_only_so_many_requests() {
 
 #[test]
 fn origins_are_exact() {
-    assert_eq!(
-        Origin::parse("https://Hooks.Example").unwrap().to_string(),
-        "https://hooks.example"
-    );
-    assert_eq!(
-        Origin::parse("http://127.0.0.1:9999").unwrap().to_string(),
-        "http://127.0.0.1:9999"
-    );
+    assert_eq!(Origin::parse("https://Hooks.Example").unwrap().to_string(), "https://hooks.example");
+    assert_eq!(Origin::parse("http://127.0.0.1:9999").unwrap().to_string(), "http://127.0.0.1:9999");
     for wrong in ["hooks.example", "ftp://hooks.example", "https://a@b.example", "https://b.example/path", "https://b.example?x"] {
         assert!(Origin::parse(wrong).is_err(), "{wrong}");
     }

@@ -45,7 +45,10 @@ fn verdict_below(authorities: &[signer::Certificate]) -> Result<Timestamp, Chain
 fn a_certificate_is_read_into_what_others_show_of_it() {
     let certificate = read(signer::Certificate::leaf("a, b").issue(&P384, "root", &P256));
     assert_eq!((certificate.subject.as_str(), certificate.issuer.as_str()), ("CN=a\\, b", "CN=root"));
-    assert_eq!((certificate.not_before.to_string(), certificate.not_after.to_string()), ("2025-01-01T00:00:00.000Z".into(), "2030-01-01T00:00:00.000Z".into()));
+    assert_eq!(
+        (certificate.not_before.to_string(), certificate.not_after.to_string()),
+        ("2025-01-01T00:00:00.000Z".into(), "2030-01-01T00:00:00.000Z".into())
+    );
     assert_eq!(certificate.fingerprint().len(), 64);
     assert!(certificate.fingerprint().starts_with(&format!("{:02x}", certificate.sha256[0])));
     assert!(!format!("{certificate:?}").contains("der"), "logs show no whole certificates");
@@ -70,7 +73,9 @@ fn what_is_no_certificate_is_refused() {
 fn headers_of_proxies_are_read_in_both_forms() {
     let der = root();
     let text = String::from_utf8(pem(&[&der])).unwrap();
-    let escape = |text: &str| text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect::<String>();
+    let escape = |text: &str| {
+        text.bytes().map(|byte| if byte.is_ascii_alphanumeric() { (byte as char).to_string() } else { format!("%{byte:02X}") }).collect::<String>()
+    };
     // Some proxies leave all but spaces and plus signs as they are.
     let lax = text.replace('+', "%2B").replace(' ', "+").replace('\n', "%0A").replace("\r", "%0D");
     for header in [format!(":{}:", STANDARD.encode(&der)), escape(&text), lax] {
@@ -115,14 +120,25 @@ fn certificates_that_nobody_vouches_for_are_refused() {
     let leaf = || signer::Certificate::leaf("device");
     assert_eq!(verdict(&leaf().purposes(&[SERVER_AUTH])), Err(ChainError::NotForClients));
     assert_eq!(verdict(&signer::Certificate { hash: Hash::Sha1, ..leaf() }), Err(ChainError::SignatureAlgorithm));
-    assert_eq!(verdict(&leaf().with(UNKNOWN_EXTENSION, true, vec![5, 0])), Err(ChainError::UnknownCriticalExtension { oid: UNKNOWN_EXTENSION.into() }));
-    assert_eq!(verdict(&leaf().with(KEY_USAGE, false, vec![5, 0])), Err(ChainError::UnknownCriticalExtension { oid: KEY_USAGE.into() }), "an unreadable one");
+    assert_eq!(
+        verdict(&leaf().with(UNKNOWN_EXTENSION, true, vec![5, 0])),
+        Err(ChainError::UnknownCriticalExtension { oid: UNKNOWN_EXTENSION.into() })
+    );
+    assert_eq!(
+        verdict(&leaf().with(KEY_USAGE, false, vec![5, 0])),
+        Err(ChainError::UnknownCriticalExtension { oid: KEY_USAGE.into() }),
+        "an unreadable one"
+    );
     assert!(matches!(verdict(&signer::Certificate { not_after: "251231235959Z", ..leaf() }), Err(ChainError::Expired { .. })));
     assert!(matches!(verdict(&signer::Certificate { not_before: "260101000001Z", ..leaf() }), Err(ChainError::NotYetValid { .. })));
     let anchors = TrustAnchors::from_pem(&pem(&[&root()]), b"").unwrap();
     assert_eq!(anchors.verify(&read(leaf().self_signed(&P384)), NOW), Err(ChainError::UnknownAuthority), "self-signed");
     assert_eq!(anchors.verify(&read(leaf().issue(&P384, "root", &P384)), NOW), Err(ChainError::UnknownAuthority), "another root of the same name");
-    assert_eq!(anchors.verify(&read(signer::Certificate::leaf("root").self_signed(&P384)), NOW), Err(ChainError::UnknownAuthority), "the root's name");
+    assert_eq!(
+        anchors.verify(&read(signer::Certificate::leaf("root").self_signed(&P384)), NOW),
+        Err(ChainError::UnknownAuthority),
+        "the root's name"
+    );
 }
 
 #[test]
@@ -220,7 +236,9 @@ fn a_version_1_root_and_a_root_that_is_no_authority() {
 #[test]
 fn files_of_authorities_are_refused_with_a_reason() {
     let key = pem::encode(&pem::Pem::new("PRIVATE KEY", vec![1]));
-    for (roots, reason) in [(b"".as_slice(), "no CERTIFICATE"), (b"no pem", "no CERTIFICATE"), (key.as_bytes(), "PRIVATE KEY"), (&pem(&[b"x"]), "no X.509")] {
+    for (roots, reason) in
+        [(b"".as_slice(), "no CERTIFICATE"), (b"no pem", "no CERTIFICATE"), (key.as_bytes(), "PRIVATE KEY"), (&pem(&[b"x"]), "no X.509")]
+    {
         let error = TrustAnchors::from_pem(roots, b"").unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }

@@ -33,7 +33,8 @@ fn token_update() -> Dictionary {
 #[test]
 fn an_authenticate_says_what_the_device_is() {
     let names = ["SerialNumber", "Model", "ModelName", "ProductName", "OSVersion", "BuildVersion"];
-    let entries: Vec<(&str, Value)> = names.into_iter().map(|name| (name, name.to_lowercase().into())).chain([("Topic", "com.apple.mgmt.1".into())]).collect();
+    let entries: Vec<(&str, Value)> =
+        names.into_iter().map(|name| (name, name.to_lowercase().into())).chain([("Topic", "com.apple.mgmt.1".into())]).collect();
     let raw = ours::to_xml(&Value::Dictionary(message("Authenticate", &entries)));
     let message = CheckInMessage::parse(raw.clone()).unwrap();
     let CheckIn::Authenticate(authenticate) = &message.check_in else { panic!("{message:?}") };
@@ -50,7 +51,13 @@ fn an_authenticate_says_what_the_device_is() {
 fn facts_that_cannot_be_names_are_left_out() {
     let message = message(
         "Authenticate",
-        &[("Topic", "t".into()), ("SerialNumber", "a\nb".into()), ("Model", 7.into()), ("OSVersion", "".into()), ("ModelName", "m".repeat(256).into())],
+        &[
+            ("Topic", "t".into()),
+            ("SerialNumber", "a\nb".into()),
+            ("Model", 7.into()),
+            ("OSVersion", "".into()),
+            ("ModelName", "m".repeat(256).into()),
+        ],
     );
     assert_eq!(read(&message).unwrap().facts, wasmdm_protocol::enrollment::DeviceFacts::default());
 }
@@ -129,20 +136,32 @@ fn the_other_check_ins_are_read() {
     assert!(matches!(kind("ReturnToService", &[]), CheckIn::ReturnToService));
     assert!(matches!(kind("UserAuthenticate", &[]), CheckIn::UserAuthenticate(it) if it.digest_response.is_none()));
     assert!(matches!(kind("UserAuthenticate", &[("DigestResponse", "".into())]), CheckIn::UserAuthenticate(it) if it.digest_response.is_none()));
-    assert!(matches!(kind("UserAuthenticate", &[("DigestResponse", "d".into())]), CheckIn::UserAuthenticate(it) if it.digest_response.as_deref() == Some("d")));
+    assert!(
+        matches!(kind("UserAuthenticate", &[("DigestResponse", "d".into())]), CheckIn::UserAuthenticate(it) if it.digest_response.as_deref() == Some("d"))
+    );
     let token = |data: &[u8]| [("BootstrapToken", Value::Data(data.to_vec())), ("AwaitingConfiguration", true.into())];
-    assert!(matches!(kind("SetBootstrapToken", &token(b"t")), CheckIn::SetBootstrapToken(it) if it.bootstrap_token.as_deref() == Some(b"t") && it.awaiting_configuration == Some(true)));
+    assert!(
+        matches!(kind("SetBootstrapToken", &token(b"t")), CheckIn::SetBootstrapToken(it) if it.bootstrap_token.as_deref() == Some(b"t") && it.awaiting_configuration == Some(true))
+    );
     // Edge case 47: empty and missing delete.
     assert!(matches!(kind("SetBootstrapToken", &token(b"")), CheckIn::SetBootstrapToken(it) if it.bootstrap_token.is_none()));
     assert!(matches!(kind("SetBootstrapToken", &[]), CheckIn::SetBootstrapToken(it) if it.bootstrap_token.is_none()));
     assert!(matches!(kind("DeclarativeManagement", &[("Endpoint", "status".into()), ("Data", Value::Data(b"{}".to_vec()))]),
         CheckIn::DeclarativeManagement(it) if it.endpoint == "status" && it.data.as_deref() == Some(b"{}")));
-    assert!(matches!(kind("GetToken", &[("TokenServiceType", "com.apple.maid".into())]), CheckIn::GetToken(it) if it.service_type == "com.apple.maid" && it.parameters.is_none()));
+    assert!(
+        matches!(kind("GetToken", &[("TokenServiceType", "com.apple.maid".into())]), CheckIn::GetToken(it) if it.service_type == "com.apple.maid" && it.parameters.is_none())
+    );
 }
 
 #[test]
 fn every_kind_gives_its_message_type_back() {
-    let all = [("Topic", "t".into()), ("PushMagic", "m".into()), ("Token", Value::Data(vec![1])), ("Endpoint", "tokens".into()), ("TokenServiceType", "s".into())];
+    let all = [
+        ("Topic", "t".into()),
+        ("PushMagic", "m".into()),
+        ("Token", Value::Data(vec![1])),
+        ("Endpoint", "tokens".into()),
+        ("TokenServiceType", "s".into()),
+    ];
     for kind in [
         "Authenticate",
         "TokenUpdate",
@@ -183,7 +202,13 @@ fn secrets_do_not_show_in_logs() {
         update,
         message("SetBootstrapToken", &[("BootstrapToken", Value::Data(b"hush".to_vec()))]),
         message("UserAuthenticate", &[("DigestResponse", "hush".into())]),
-        message("GetToken", &[("TokenServiceType", "s".into()), ("TokenParameters", Value::Dictionary(message("SecurityToken", &[("SecurityToken", "hush".into())])))]),
+        message(
+            "GetToken",
+            &[
+                ("TokenServiceType", "s".into()),
+                ("TokenParameters", Value::Dictionary(message("SecurityToken", &[("SecurityToken", "hush".into())]))),
+            ],
+        ),
     ];
     for message in &messages {
         let shown = format!("{:?}", read(message).unwrap());

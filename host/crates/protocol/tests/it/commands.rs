@@ -84,7 +84,9 @@ fn json_that_is_no_command_names_its_field() {
 
 #[test]
 fn another_uuid_replaces_or_joins() {
-    for inner in [COMMAND.to_owned(), format!("<key>CommandUUID</key><string>old</string>{COMMAND}"), format!("<key>CommandUUID</key><true/>{COMMAND}")] {
+    for inner in
+        [COMMAND.to_owned(), format!("<key>CommandUUID</key><string>old</string>{COMMAND}"), format!("<key>CommandUUID</key><true/>{COMMAND}")]
+    {
         let command = Command::parse_with_uuid(&document(&inner), "new".into()).unwrap();
         assert_eq!((command.uuid.as_str(), command.request_type.as_str()), ("new", "DeviceLock"));
         let written = ours::parse(&command.raw).unwrap();

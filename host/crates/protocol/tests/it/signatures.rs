@@ -25,7 +25,10 @@ fn every_key_digest_and_form_of_devices_verifies() {
                 let header = Cms { hash, form, ..Cms::new(key, "authority", &certificate) }.header(BODY);
                 let signer = verify(header.as_bytes(), BODY).unwrap();
                 assert_eq!(signer.der, certificate, "{hash:?} {form:?}");
-                assert_eq!(verify(header.as_bytes(), b"another body").unwrap_err(), if form == Form::Attributes { SignatureError::OtherBody } else { SignatureError::False });
+                assert_eq!(
+                    verify(header.as_bytes(), b"another body").unwrap_err(),
+                    if form == Form::Attributes { SignatureError::OtherBody } else { SignatureError::False }
+                );
             }
         }
     }

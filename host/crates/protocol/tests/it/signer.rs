@@ -96,7 +96,10 @@ pub(crate) enum Key {
     P384(EcdsaKeyPair),
     Rsa2048(rsa::KeyPair),
     /// Too short for the library to sign with, so the arithmetic is done here.
-    Rsa1024 { modulus: BigUint, exponent: BigUint },
+    Rsa1024 {
+        modulus: BigUint,
+        exponent: BigUint,
+    },
 }
 
 /// Made once: some take a while.

@@ -162,7 +162,8 @@ CREATE TABLE command_queue (
     FOREIGN KEY (tenant_id, command_uuid) REFERENCES commands (tenant_id, uuid),
     FOREIGN KEY (tenant_id, enrollment_id) REFERENCES enrollments (tenant_id, id)
 );
-CREATE UNIQUE INDEX command_queue_command ON command_queue (enrollment_id, command_uuid);
+-- The UUID first: otherwise this index, which holds the whole history, is taken for an enrollment's open commands.
+CREATE UNIQUE INDEX command_queue_command ON command_queue (command_uuid, enrollment_id);
 CREATE UNIQUE INDEX command_queue_idempotency ON command_queue (tenant_id, origin, enrollment_id, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 CREATE INDEX command_queue_open ON command_queue (enrollment_id, state, priority DESC, sequence) WHERE is_open = 1;
@@ -180,7 +181,7 @@ CREATE TABLE command_results (
     report         BLOB NOT NULL,
     received_at    BIGINT NOT NULL,
     PRIMARY KEY (enrollment_id, command_uuid),
-    FOREIGN KEY (enrollment_id, command_uuid) REFERENCES command_queue (enrollment_id, command_uuid)
+    FOREIGN KEY (command_uuid, enrollment_id) REFERENCES command_queue (command_uuid, enrollment_id)
 );
 
 -- Reports of commands that are not open: unknown, cancelled, expired, or finished otherwise.

@@ -147,12 +147,12 @@ pub(crate) async fn own_events_come_back_only_when_asked_for(database: &Database
         database.done(&lease, &delivery, Some(effects)).await;
         database.storage().release(&lease, at(51)).await.unwrap();
         let mut got = Vec::new();
-        for lease in database.claim(60).await {
-            while let Some(delivery) = database.storage().next_delivery(&lease, at(60)).await.unwrap() {
+        for lease in database.claim(150).await {
+            while let Some(delivery) = database.storage().next_delivery(&lease, at(150)).await.unwrap() {
                 database.done(&lease, &delivery, None).await;
                 got.push((lease.subscriber.clone(), delivery.event.topic, delivery.event.hops));
             }
-            database.storage().release(&lease, at(60)).await.unwrap();
+            database.storage().release(&lease, at(150)).await.unwrap();
         }
         let of = |subscriber: &str, topic: &str, hops| (subscriber.to_owned(), topic.to_owned(), hops);
         got.sort();
@@ -164,7 +164,7 @@ pub(crate) async fn own_events_come_back_only_when_asked_for(database: &Database
         // The device's answer is no effect of the plugin.
         database.poll(device).await;
         database.report(device, &format!("{device}1"), Status::Acknowledged).await;
-        let answers = database.drain(70).await;
+        let answers = database.drain(200).await;
         assert_eq!(answers.len(), 1);
         assert_eq!((answers[0].event.topic.as_str(), answers[0].event.hops), ("command.acknowledged", 0));
     }
@@ -177,18 +177,18 @@ pub(crate) async fn an_event_loop_ends(database: &Database) {
     database.queue("A", "C1").await;
     let mut handled = 0;
     loop {
-        let leases = database.claim(50).await;
+        let leases = database.claim(150).await;
         if leases.is_empty() {
             break;
         }
         for lease in leases {
-            while let Some(delivery) = database.storage().next_delivery(&lease, at(50)).await.unwrap() {
+            while let Some(delivery) = database.storage().next_delivery(&lease, at(150)).await.unwrap() {
                 handled += 1;
                 let mut effects = effects(lease.subscriber.strip_prefix("plugin:").unwrap());
                 effects.commands = vec![plugin_command("A", &format!("L{handled}"))];
                 assert_eq!(database.done(&lease, &delivery, Some(effects)).await, Completed::Stored);
             }
-            database.storage().release(&lease, at(50)).await.unwrap();
+            database.storage().release(&lease, at(150)).await.unwrap();
         }
     }
     assert_eq!(handled, 18, "one chain from each of the two, nine links long: hops 0 to 8");

@@ -80,10 +80,8 @@ pub(crate) async fn the_life_of_a_command_as_events(database: &Database) {
     database.report("A", "C3", Status::CommandFormatError).await;
     database.storage().cancel_command(&default(), &id("A"), "C1", at(40)).await.unwrap();
     let deliveries = database.drain(50).await;
-    let said: Vec<_> = deliveries
-        .iter()
-        .map(|delivery| (delivery.event.topic.as_str(), delivery.event.data["command"]["uuid"].as_str().unwrap()))
-        .collect();
+    let said: Vec<_> =
+        deliveries.iter().map(|delivery| (delivery.event.topic.as_str(), delivery.event.data["command"]["uuid"].as_str().unwrap())).collect();
     assert_eq!(
         said,
         [

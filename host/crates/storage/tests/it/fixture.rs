@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 use tempfile::TempDir;
 use wasmdm_protocol::certificate::Certificate;
@@ -203,20 +204,21 @@ async fn open(directory: &TempDir) -> Storage {
     Storage::open(OpenOptions { url: url(directory), now: at(0) }).await.unwrap()
 }
 
-/// A certificate that only looks like one.
+/// A certificate that is told apart from others by its name. One is real; the storage looks at no more than what is said of it.
 pub(crate) fn certificate(name: &str) -> Certificate {
-    let mut sha256 = [0; 32];
-    for (byte, of_name) in sha256.iter_mut().zip(name.bytes()) {
+    static REAL: LazyLock<Certificate> = LazyLock::new(|| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let signed = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+        Certificate::from_der(signed.der().to_vec()).unwrap()
+    });
+    let mut certificate = REAL.clone();
+    certificate.sha256 = [0; 32];
+    for (byte, of_name) in certificate.sha256.iter_mut().zip(name.bytes()) {
         *byte = of_name;
     }
-    Certificate {
-        der: Bytes::from(name.as_bytes().to_vec()),
-        sha256,
-        subject: format!("CN={name}"),
-        issuer: "CN=authority".to_owned(),
-        not_before: at(-1000),
-        not_after: at(1_000_000),
-    }
+    certificate.subject = format!("CN={name}");
+    certificate.issuer = "CN=authority".to_owned();
+    certificate
 }
 
 pub(crate) fn document(pairs: &[(&str, Value)]) -> Value {

@@ -144,7 +144,7 @@ pub(crate) async fn old_deliveries_are_cleared_away_and_dead_ones_kept(database:
         }
         database.storage().release(&lease, at(100)).await.unwrap();
     }
-    database.drain(60).await;
+    database.drain(150).await;
     database.storage().expire_commands(at(week + 99)).await.unwrap();
     assert_eq!(database.count_rows("deliveries").await, 3);
     database.storage().expire_commands(at(week + 100)).await.unwrap();

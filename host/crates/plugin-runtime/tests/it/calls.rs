@@ -1,0 +1,8 @@
+//! Calls of plugins, good and hostile ones.
+
+mod capabilities;
+mod events;
+mod hostile;
+mod linking;
+mod policy;
+mod setup;

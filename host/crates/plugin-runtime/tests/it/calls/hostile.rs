@@ -1,0 +1,234 @@
+//! Plugins that do their worst: each ends with its outcome, in time, and the host goes on.
+
+use std::time::{Duration, Instant};
+
+use wasmdm_plugin_runtime::call::{Answer, Decision, Outcome, Request};
+use wasmdm_plugin_runtime::effective::Effective;
+use wasmdm_plugin_runtime::hook::Hook;
+use wasmdm_protocol::enrollment::TenantId;
+
+use super::setup::{Server, candidate, granted};
+
+/// How late a call may end on a machine that other tests keep busy. Alone it is a few milliseconds.
+const LATE: Duration = Duration::from_millis(500);
+
+async fn label(behave: &str, adjust: impl FnOnce(&mut Effective)) -> Outcome {
+    let server = Server::start().await;
+    let plugin = server.misbehaving(behave, adjust);
+    let called = server.call(&plugin, "D").await;
+    assert!(called.effects.is_none() || matches!(called.outcome, Outcome::Answered(_)), "a call that failed leaves nothing behind");
+    // The host goes on.
+    let next = server.misbehaving("deny", |_| ());
+    assert_eq!(server.call(&next, "D").await.outcome.label(), "ok");
+    called.outcome
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endless_loop_ends_when_its_cpu_time_is_up() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("loop", |_| ());
+    let called = server.call(&plugin, "D").await;
+    assert_eq!(called.outcome, Outcome::Cpu);
+    let limit = plugin.effective().settings.limits.cpu_sync;
+    assert!(called.usage.cpu >= limit && called.usage.cpu < limit + Duration::from_millis(60), "{:?}", called.usage);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endless_loop_ends_when_its_wall_time_is_up() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("loop", |effective| {
+        effective.settings.limits.cpu_sync = Duration::from_secs(60);
+        effective.settings.limits.wall.decision = Duration::from_millis(100);
+    });
+    let began = Instant::now();
+    assert_eq!(server.call(&plugin, "D").await.outcome, Outcome::Deadline);
+    assert!(began.elapsed() >= Duration::from_millis(100) && began.elapsed() < Duration::from_millis(100) + LATE, "{:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_while_the_instance_is_made_ends_too() {
+    let server = Server::start().await;
+    let plugin = server.link("endless-start", "endless-start", granted(&serde_json::json!({}))).unwrap();
+    assert_eq!(server.call(&plugin, "D").await.outcome, Outcome::Cpu);
+    let error = plugin.probe().await.unwrap_err().to_string();
+    assert!(error.contains("does not start") && (error.contains("cpu") || error.contains("deadline")), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_in_validate_config_ends_and_does_not_suspend_the_plugin() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("", |_| ());
+    for _ in 0..6 {
+        let error = plugin.validate_config(r#"{"behave":"loop-in-validate-config"}"#, &TenantId::default()).await.unwrap_err().to_string();
+        assert!(error.contains("cpu") || error.contains("deadline"), "{error}");
+    }
+    assert!(plugin.validate_config("{}", &TenantId::default()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sleeping_for_ever_ends_at_the_deadline() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("sleep", |effective| effective.settings.limits.wall.decision = Duration::from_millis(100));
+    let began = Instant::now();
+    let called = server.call(&plugin, "D").await;
+    assert_eq!(called.outcome, Outcome::Deadline);
+    assert!(began.elapsed() < Duration::from_millis(100) + LATE, "{:?}", began.elapsed());
+    assert!(called.usage.cpu < Duration::from_millis(50), "sleeping is not charged: {:?}", called.usage);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_after_the_deadline_does_not_count() {
+    let late = label("late", |effective| effective.settings.limits.wall.decision = Duration::from_millis(100)).await;
+    assert_eq!(late, Outcome::Deadline);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn recursion_ends_in_a_trap() {
+    assert_eq!(label("recurse", |_| ()).await.label(), "trap");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trap_names_the_function() {
+    let outcome = label("trap", |_| ()).await;
+    let Outcome::Trap(trace) = outcome else { panic!("{outcome}") };
+    assert!(trace.contains("unreachable") && trace.contains("a_function_that_panics"), "{trace}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exiting_is_a_trap() {
+    assert_eq!(label("exit", |_| ()).await.label(), "trap");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn allocating_without_end_runs_out_of_memory() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("alloc", |effective| effective.settings.limits.cpu_sync = Duration::from_secs(20));
+    let called = server.call(&plugin, "D").await;
+    assert_eq!(called.outcome, Outcome::OutOfMemory);
+    assert!(called.usage.peak_memory <= 64 << 20 && called.usage.peak_memory > 60 << 20, "{:?}", called.usage);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_may_live_with_memory_that_it_does_not_get() {
+    let outcome = label("alloc-and-recover", |effective| effective.settings.limits.cpu_sync = Duration::from_secs(20)).await;
+    assert!(matches!(outcome, Outcome::Answered(Answer::Decision(Decision::Allow { .. }))), "{outcome}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filling_memory_in_bulk_is_charged() {
+    assert_eq!(label("fill", |_| ()).await, Outcome::Cpu);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_million_cheap_host_calls_are_too_many() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("host-calls", |effective| effective.settings.limits.cpu_sync = Duration::from_secs(20));
+    let called = server.call(&plugin, "D").await;
+    assert_eq!(called.outcome, Outcome::HostCalls);
+    assert_eq!(called.usage.host_calls, 1_001);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_log_is_dropped_and_counted() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("log-flood", |effective| effective.settings.limits.cpu_sync = Duration::from_secs(20));
+    let called = server.call(&plugin, "D").await;
+    assert_eq!(called.outcome.label(), "ok");
+    assert_eq!(called.usage.dropped_log_lines, 900 - 16, "16 KiB are 16 lines of 1 KiB");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_huge_answer_is_too_large() {
+    let roomy = |effective: &mut Effective| effective.settings.limits.cpu_sync = Duration::from_secs(20);
+    assert_eq!(label("huge-reason", roomy).await, Outcome::OutputTooLarge, "it is not even copied");
+    assert_eq!(label("huge-detail", roomy).await, Outcome::OutputTooLarge);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verdict_that_nobody_knows_is_a_failure() {
+    assert_eq!(label("unknown-verdict", |_| ()).await.label(), "failure");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_are_no_files_no_sockets_and_no_environment() {
+    let outcome = label("files", |_| ()).await;
+    assert_eq!(outcome, Outcome::Answered(Answer::Decision(Decision::Deny { reason: Some(String::from("true true 0")) })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn looping_plugins_do_not_keep_others_from_answering() {
+    let server = Server::start().await;
+    let hostile = server.misbehaving("loop", |effective| {
+        effective.settings.limits.cpu_sync = Duration::from_secs(20);
+        effective.settings.limits.wall.decision = Duration::from_millis(600);
+    });
+    let good = server.misbehaving("deny", |_| ());
+    let candidate = candidate("D");
+    let tenant = TenantId::default();
+    let request = Request::Decide { candidate: &candidate, within: Duration::from_secs(60) };
+    let loops = futures_util::future::join_all((0..8).map(|_| hostile.call(&tenant, request)));
+    let others = async {
+        let mut answered = 0;
+        for _ in 0..5 {
+            answered += usize::from(good.call(&tenant, request).await.outcome.label() == "ok");
+        }
+        answered
+    };
+    let (loops, answered) = futures_util::join!(loops, others);
+    assert_eq!(answered, 5);
+    for called in loops {
+        assert_eq!(called.outcome, Outcome::Deadline);
+        assert!(called.usage.wall < Duration::from_millis(600) + LATE, "{:?}", called.usage);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_calls_than_places_are_saturated() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("sleep", |effective| {
+        let limits = &mut effective.settings.limits;
+        limits.wall.decision = Duration::from_millis(300);
+        limits.concurrent = 2;
+        limits.waiting = 3;
+        limits.waiting_per_tenant = 3;
+    });
+    let candidate = candidate("D");
+    let tenant = TenantId::default();
+    let request = Request::Decide { candidate: &candidate, within: Duration::from_secs(60) };
+    let calls = futures_util::future::join_all((0..10).map(|_| plugin.call(&tenant, request))).await;
+    let count = |outcome: &Outcome| calls.iter().filter(|called| called.outcome == *outcome).count();
+    assert_eq!(count(&Outcome::Deadline), 2);
+    assert_eq!(count(&Outcome::Saturated), 8, "three of them after waiting in vain");
+    assert!(plugin.breakers().suspended(&tenant, Hook::EnrollmentPolicy, wasmdm_protocol::time::Timestamp::from_millis(0)).is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_that_keeps_failing_is_suspended_and_tried_again() {
+    use wasmdm_service::clock::Clock as _;
+    let server = Server::start().await;
+    let plugin = server.misbehaving("trap", |_| ());
+    for n in 0..5 {
+        assert_eq!(server.call(&plugin, &format!("D{n}")).await.outcome.label(), "trap");
+    }
+    let until = server.clock.now().plus(Duration::from_secs(1));
+    assert_eq!(server.call(&plugin, "D9").await.outcome, Outcome::Suspended { until });
+    server.clock.advance(Duration::from_secs(1));
+    assert_eq!(server.call(&plugin, "D9").await.outcome.label(), "trap");
+    assert_eq!(server.call(&plugin, "D9").await.outcome.label(), "suspended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fresh_call_costs_microseconds() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("", |_| ());
+    let mut walls = Vec::new();
+    for _ in 0..300 {
+        let called = server.call(&plugin, "D").await;
+        assert_eq!(called.outcome.label(), "ok");
+        walls.push(called.usage.wall);
+    }
+    walls.sort();
+    let median = walls[walls.len() / 2];
+    println!("fresh call p50 {median:?} (unoptimised host)");
+    assert!(median < Duration::from_millis(5), "{median:?}");
+}

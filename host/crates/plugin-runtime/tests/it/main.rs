@@ -1,0 +1,5 @@
+//! The runtime from outside.
+
+mod calls;
+mod egress;
+mod loading;

@@ -1,0 +1,2 @@
+#[path = "it/loading.rs"]
+mod loading;
