@@ -28,10 +28,7 @@ fn main() {
     let authority = Authority::with_keys(1, KeyType::Rsa2048, 4).expect("keys");
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     println!("{devices} devices, {CONNECTIONS} connections, RSA-2048, SQLite with synchronous=FULL; requests signed beforehand");
-    println!(
-        "\n{:<34} {:>12} {:>12} {:>12} {:>10} {:>10} {:>10}",
-        "", "requests/s", "server µs", "client µs", "p50 ms", "p99 ms", "not 200"
-    );
+    println!("\n{:<34} {:>12} {:>12} {:>12} {:>10} {:>10} {:>10}", "", "requests/s", "server µs", "client µs", "p50 ms", "p99 ms", "not 200");
     for plugins in [false, true] {
         for header in [false, true] {
             let name = format!("{}, {} plugins", if header { "header" } else { "signature" }, if plugins { "three" } else { "no" });

@@ -66,14 +66,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics));
-    Router::new()
-        .merge(devices)
-        .merge(v1)
-        .merge(api)
-        .merge(open)
-        .fallback(problem::not_found)
-        .layer(middleware::from_fn(catch_panic))
-        .with_state(app)
+    Router::new().merge(devices).merge(v1).merge(api).merge(open).fallback(problem::not_found).layer(middleware::from_fn(catch_panic)).with_state(app)
 }
 
 /// A panic is a defect, but neither an outage nor an answer that a device could misunderstand.

@@ -72,10 +72,13 @@ impl RunningServer {
             }
             Some(authorities) => {
                 let anchors = TrustAnchors::from_pem(&authorities.roots, &authorities.intermediates).context("ca")?;
-                Some(Identity::new(anchors, match config.identity.clone() {
-                    IdentitySource::Signature => Source::Signature,
-                    IdentitySource::Header { name, proxies } => Source::Header { name, proxies },
-                }))
+                Some(Identity::new(
+                    anchors,
+                    match config.identity.clone() {
+                        IdentitySource::Signature => Source::Signature,
+                        IdentitySource::Header { name, proxies } => Source::Header { name, proxies },
+                    },
+                ))
             }
         };
         let storage = Storage::open(OpenOptions { url: config.database.clone(), now: clock.now() }).await.context("database")?;

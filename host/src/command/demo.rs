@@ -64,8 +64,12 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
     wait_for("the plugins to become active", || server.plugins.ready().is_ok() && active(&server) == 3).await?;
     show_plugins(out, &server)?;
 
-    step(out, &format!("{} simulated devices ask to enroll; {UNLISTED} of them are not on the list of the plugin serial-allow-list", options.devices))?;
-    let mut devices = (0..options.devices).map(|number| Device::with_options(&authority, number, device_options(number))).collect::<Result<Vec<_>, _>>()?;
+    step(
+        out,
+        &format!("{} simulated devices ask to enroll; {UNLISTED} of them are not on the list of the plugin serial-allow-list", options.devices),
+    )?;
+    let mut devices =
+        (0..options.devices).map(|number| Device::with_options(&authority, number, device_options(number))).collect::<Result<Vec<_>, _>>()?;
     let url = format!("http://{}", server.address);
     let mut enrolled = Vec::new();
     let mut refused = Vec::new();
@@ -94,7 +98,10 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
             shown = true;
         }
     }
-    say(out, &format!("so did the other {}; each was released from the Setup Assistant (DeviceConfigured) when the rest was final", enrolled.len() - 1))?;
+    say(
+        out,
+        &format!("so did the other {}; each was released from the Setup Assistant (DeviceConfigured) when the rest was final", enrolled.len() - 1),
+    )?;
 
     step(out, "The plugin chat-notify told a chat room, whose address it never sees itself")?;
     let expected = enrolled.len();
@@ -108,7 +115,10 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
     let before = digest(&server, SERIAL_ALLOW_LIST.name);
     let pollers = Pollers::start(enrolled);
     stage.write_allow_list(&devices_listed(options.devices, 0), true)?;
-    wait_for("the new build to become active", || digest(&server, SERIAL_ALLOW_LIST.name) != before && digest(&server, SERIAL_ALLOW_LIST.name).is_some()).await?;
+    wait_for("the new build to become active", || {
+        digest(&server, SERIAL_ALLOW_LIST.name) != before && digest(&server, SERIAL_ALLOW_LIST.name).is_some()
+    })
+    .await?;
     for device in &mut refused {
         let mut connection = Connection::to(&url)?;
         device.enroll(&mut connection).await?;
@@ -153,7 +163,9 @@ async fn baseline(device: &mut Device, connection: &mut Connection) -> anyhow::R
     let poll = async {
         loop {
             let session = device.poll_until_idle(connection).await?;
-            story.extend(session.commands.iter().map(|command| format!("{} {}", command.request_type, command.status.as_deref().unwrap_or("unanswered"))));
+            story.extend(
+                session.commands.iter().map(|command| format!("{} {}", command.request_type, command.status.as_deref().unwrap_or("unanswered"))),
+            );
             if session.commands.iter().any(|command| command.request_type == "DeviceConfigured") {
                 return Ok::<_, SimulatorError>(());
             }
@@ -247,7 +259,11 @@ impl Stage {
         let list = serial_numbers.iter().map(|serial| format!("\"{serial}\"")).collect::<Vec<_>>().join(", ");
         std::fs::write(self.grants().join("serial-allow-list.toml"), format!("enabled = true\n\n[config]\nserial_numbers = [{list}]\n"))?;
         let component = SERIAL_ALLOW_LIST.component;
-        if rebuilt { self.write_plugin(SERIAL_ALLOW_LIST, &stamped(component, "second build")) } else { self.write_plugin(SERIAL_ALLOW_LIST, component) }
+        if rebuilt {
+            self.write_plugin(SERIAL_ALLOW_LIST, &stamped(component, "second build"))
+        } else {
+            self.write_plugin(SERIAL_ALLOW_LIST, component)
+        }
     }
 
     /// Each file is complete before it has its name.
@@ -327,7 +343,14 @@ fn show_plugins(out: &mut (dyn Write + Send), server: &RunningServer) -> anyhow:
     for plugin in server.plugins.status() {
         let digest = plugin.digest.as_deref().unwrap_or("none").chars().take(12).collect::<String>();
         let (version, hooks) = (plugin.version.as_deref().unwrap_or("-"), plugin.hooks.join(", "));
-        say(out, &format!("{} {version} is {}: digest {digest}…, hooks {hooks}", plugin.name, if plugin.state == State::Active { "active" } else { "not active" }))?;
+        say(
+            out,
+            &format!(
+                "{} {version} is {}: digest {digest}…, hooks {hooks}",
+                plugin.name,
+                if plugin.state == State::Active { "active" } else { "not active" }
+            ),
+        )?;
     }
     Ok(())
 }

@@ -41,7 +41,10 @@ pub async fn run(options: ServeOptions) -> anyhow::Result<ExitCode> {
 pub fn production() -> anyhow::Result<Surroundings> {
     Ok(Surroundings {
         clock: Arc::new(SystemClock),
-        compiler: CompilerCommand { program: std::env::current_exe().context("the server's own program cannot be found")?, args: vec!["__compile-plugin".into()] },
+        compiler: CompilerCommand {
+            program: std::env::current_exe().context("the server's own program cannot be found")?,
+            args: vec!["__compile-plugin".into()],
+        },
         pusher: None,
     })
 }

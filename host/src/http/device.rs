@@ -114,7 +114,12 @@ fn presented(app: &App, headers: &HeaderMap, peer: SocketAddr) -> Result<Present
     identity.present(headers, peer.ip(), app.clock.now())
 }
 
-fn verify_and_parse(app: &App, presented: Presented, body: Bytes, kind: Kind) -> Result<(wasmdm_protocol::certificate::Certificate, Message), Refusal> {
+fn verify_and_parse(
+    app: &App,
+    presented: Presented,
+    body: Bytes,
+    kind: Kind,
+) -> Result<(wasmdm_protocol::certificate::Certificate, Message), Refusal> {
     let identity = app.identity.as_ref().ok_or_else(|| Refusal::unavailable("no authority for device identities is configured (--ca)"))?;
     let certificate = identity.identify(presented, &body, app.clock.now())?;
     let message = match kind {

@@ -68,7 +68,8 @@ impl Identity {
                 if !proxies.iter().any(|proxy| proxy.contains(&peer)) {
                     return Err(Refusal::bad_request(format!("{peer} is no trusted proxy, so its `{name}` header is not believed")));
                 }
-                let certificate = Certificate::from_header(single(headers, name)?).map_err(|error| Refusal::bad_request(format!("{name}: {error}")))?;
+                let certificate =
+                    Certificate::from_header(single(headers, name)?).map_err(|error| Refusal::bad_request(format!("{name}: {error}")))?;
                 self.verify_chain(&certificate, now)?;
                 Ok(Presented::Certificate(Box::new(certificate)))
             }

@@ -92,12 +92,8 @@ pub async fn enqueue(
         Ok(command) => command,
         Err(error) => return json(StatusCode::BAD_REQUEST, &ApiResult { no_push, command_error: Some(error.to_string()), ..ApiResult::default() }),
     };
-    let mut result = ApiResult {
-        no_push,
-        command_uuid: Some(command.uuid.clone()),
-        request_type: Some(command.request_type.clone()),
-        ..ApiResult::default()
-    };
+    let mut result =
+        ApiResult { no_push, command_uuid: Some(command.uuid.clone()), request_type: Some(command.request_type.clone()), ..ApiResult::default() };
     let queued = app
         .storage
         .enqueue(Enqueue {

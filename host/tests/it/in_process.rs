@@ -45,11 +45,12 @@ impl Server {
         };
         let running = RunningServer::start(options.resolve().unwrap(), surroundings).await.unwrap();
         let server = Self { running, clock, home };
-        server.until("the plugins are active", || {
-            let status = server.running.plugins.status();
-            status.len() == plugins.len() && status.iter().all(|plugin| plugin.state == wasmdm_plugin_runtime::loading::State::Active)
-        })
-        .await;
+        server
+            .until("the plugins are active", || {
+                let status = server.running.plugins.status();
+                status.len() == plugins.len() && status.iter().all(|plugin| plugin.state == wasmdm_plugin_runtime::loading::State::Active)
+            })
+            .await;
         server
     }
 

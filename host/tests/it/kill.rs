@@ -9,6 +9,7 @@ use wasmdm_simulator::fleet::FleetOptions;
 use wasmdm_simulator::journal::read_journal;
 use wasmdm_simulator::{ApiClient, Authority, Behaviour, Fleet, JournalWriter, Target};
 
+use crate::plugins::{is_active, until};
 use crate::process::{API_KEY, Home, install};
 
 const KILLS: u64 = 20;
@@ -40,6 +41,9 @@ async fn twenty_kills_lose_nothing_that_was_confirmed() {
         install(&home.plugins(), plugin.name, plugin.manifest, plugin.component);
     }
     let mut server = home.start();
+    for plugin in [SERIAL_ALLOW_LIST, ENROLLMENT_BASELINE] {
+        until(&server, plugin.name, is_active).await;
+    }
     let home = home.at(server.address);
     let journal_path = home.directory.path().join("journal");
     let journal = Arc::new(JournalWriter::open(&journal_path, || 0).unwrap());

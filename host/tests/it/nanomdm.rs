@@ -138,7 +138,10 @@ async fn a_command_reaches_the_device_to_the_byte_as_it_was_queued() {
     let home = Home::new(&authority.root_pem());
     let server = home.start();
     let mut device = enrolled(&server, &authority, 1).await;
-    let odd = format!("\n<!-- by hand -->{}   \n", String::from_utf8(command("C").to_vec()).unwrap().replace("<?xml version=\"1.0\" encoding=\"UTF-8\"?>", ""));
+    let odd = format!(
+        "\n<!-- by hand -->{}   \n",
+        String::from_utf8(command("C").to_vec()).unwrap().replace("<?xml version=\"1.0\" encoding=\"UTF-8\"?>", "")
+    );
     let answer = call(&server, Method::POST, &format!("/v1/enqueue/{}?nopush=1", device.id()), odd.clone()).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", text(&answer));
     let idle = device.idle().unwrap();

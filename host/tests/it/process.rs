@@ -67,10 +67,6 @@ impl Home {
         self.data().join("plugins.d")
     }
 
-    pub(crate) fn database(&self) -> PathBuf {
-        self.data().join("wasmdm.sqlite")
-    }
-
     /// A digest of each table, while the server runs.
     pub(crate) fn fingerprint(&self) -> std::collections::BTreeMap<String, String> {
         let data = self.data();
@@ -169,18 +165,15 @@ fn resident(pid: u32) -> u64 {
 /// Runs a subcommand to its end: exit code, standard output, standard error.
 pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_wasmdm")).args(arguments).stdin(Stdio::null()).output().unwrap();
-    (
-        output.status.code().unwrap_or(-1),
-        String::from_utf8_lossy(&output.stdout).into_owned(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// Puts a plugin into a plugin directory, each file complete before it has its name.
 pub(crate) fn install(plugins: &Path, name: &str, manifest: &str, component: &[u8]) {
     let folder = plugins.join(name);
     std::fs::create_dir_all(&folder).unwrap();
-    for (file, content) in [("plugin.wasm", component), ("plugin.toml", manifest.as_bytes())] {
+    let wasm = manifest.lines().find_map(|line| line.strip_prefix("wasm = \"")).map_or("plugin.wasm", |rest| rest.trim_end_matches('"'));
+    for (file, content) in [(wasm, component), ("plugin.toml", manifest.as_bytes())] {
         let unfinished = folder.join(format!(".{file}.new"));
         std::fs::write(&unfinished, content).unwrap();
         std::fs::rename(&unfinished, folder.join(file)).unwrap();

@@ -49,7 +49,9 @@ async fn copied_out_of_the_repository_it_builds_passes_the_check_and_decides_in_
     let authority = Authority::new(81).unwrap();
     let home = Home::new(&authority.root_pem());
     let name = manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
-    let grant = |minimum: &str| std::fs::write(home.grants().join(format!("{name}.toml")), format!("enabled = true\n[config]\nminimum_os = \"{minimum}\"\n")).unwrap();
+    let grant = |minimum: &str| {
+        std::fs::write(home.grants().join(format!("{name}.toml")), format!("enabled = true\n[config]\nminimum_os = \"{minimum}\"\n")).unwrap()
+    };
     grant("99.0");
     install(&home.plugins(), &name, &manifest, &std::fs::read(built).unwrap());
     let server = home.start();
@@ -65,5 +67,9 @@ async fn copied_out_of_the_repository_it_builds_passes_the_check_and_decides_in_
 }
 
 fn walk(folder: &Path) -> std::path::PathBuf {
-    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.extension().is_some_and(|extension| extension == "wasm")).unwrap()
+    std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "wasm"))
+        .unwrap()
 }

@@ -22,7 +22,7 @@ use crate::capabilities::log::CallLog;
 use crate::circuit_breaker::CallResult;
 use crate::contract;
 use crate::effective::{Limits, Mode, Settings};
-use crate::hook::{Hook, Permissions};
+use crate::hook::{CONTRACT_VERSION, Hook, PACKAGE, Permissions};
 use crate::meter::{Meter, Metered};
 use crate::plugin::{LinkedPlugin, Shared};
 
@@ -164,7 +164,9 @@ pub enum Outcome {
     /// Too many calls of the plugin run already: it was not asked.
     Saturated,
     /// Its circuit breaker is open: it was not asked.
-    Suspended { until: Timestamp },
+    Suspended {
+        until: Timestamp,
+    },
     /// It does not answer this hook for this tenant.
     NotServed,
     /// No instance could be made.
@@ -313,9 +315,10 @@ struct Limiter {
     memory: usize,
     peak: usize,
     memory_limit: usize,
-    tables: usize,
+    table_elements: usize,
     table_limit: usize,
     instances: usize,
+    tables: usize,
     memories: usize,
     refused_memory: bool,
 }
@@ -326,9 +329,11 @@ impl Limiter {
             memory: 0,
             peak: 0,
             memory_limit: limits.memory,
-            tables: 0,
+            table_elements: 0,
             table_limit: limits.table_elements,
             instances: limits.core_instances,
+            // One table for each module is what toolchains make.
+            tables: limits.core_instances,
             memories: limits.memories,
             refused_memory: false,
         }
@@ -348,11 +353,11 @@ impl ResourceLimiter for Limiter {
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        let total = self.tables.saturating_sub(current).saturating_add(desired);
+        let total = self.table_elements.saturating_sub(current).saturating_add(desired);
         if total > self.table_limit {
             return Ok(false);
         }
-        self.tables = total;
+        self.table_elements = total;
         Ok(true)
     }
 
@@ -361,7 +366,7 @@ impl ResourceLimiter for Limiter {
     }
 
     fn tables(&self) -> usize {
-        self.instances
+        self.tables
     }
 
     fn memories(&self) -> usize {
@@ -484,29 +489,23 @@ impl LinkedPlugin {
         let hook = request.hook();
         let meter = Arc::new(Meter::default());
         let mut store = self.store(tenant, &request, Arc::clone(&settings), ends, Arc::clone(&meter));
-        let mut stage = Stage::Starting;
+        let mut reached = Stage::Starting;
         let call = wit::CallInfo { id: id.clone(), deadline: contract::timestamp(deadline), traceparent: None, facts: request.facts().to_string() };
 
         let arguments = Arguments::of(&request, settings.limits.input);
-        let guest = Metered::new(self.execute(&mut store, &arguments, &call, &mut stage), Arc::clone(&meter));
+        let guest = Metered::new(self.execute(&mut store, &arguments, &call, &mut reached), Arc::clone(&meter));
         let ended = tokio::time::timeout_at(ends, guest).await;
 
         let cpu = meter.used();
         let state = &store.data().call;
-        let mut usage = Usage {
-            wall: began.elapsed(),
-            cpu,
-            peak_memory: state.limiter.peak,
-            host_calls: state.host_calls,
-            dropped_log_lines: 0,
-        };
+        let mut usage = Usage { wall: began.elapsed(), cpu, peak_memory: state.limiter.peak, host_calls: state.host_calls, dropped_log_lines: 0 };
         let outcome = match ended {
             Err(_) => Err(Outcome::Deadline),
-            Ok(Err(error)) => Err(classify(&error, state, stage)),
+            Ok(Err(error)) => Err(classify(&error, state, reached)),
             Ok(Ok(_)) if tokio::time::Instant::now() > ends => Err(Outcome::Deadline),
             // The epoch only looks every few milliseconds; the account at the end is exact.
             Ok(Ok(_)) if cpu > settings.limits.cpu(hook) => Err(Outcome::Cpu),
-            Ok(Ok(Err(failure))) => Err(Outcome::Failure(contract::failure_in(failure, settings.limits.log_line))),
+            Ok(Ok(Err(failure))) => Err(Outcome::Failure(contract::failure_in(&failure, settings.limits.log_line))),
             Ok(Ok(Ok(returned))) => Ok(returned),
         };
         let state = store.into_data().call;
@@ -572,7 +571,7 @@ impl LinkedPlugin {
         store: &mut Store<Sandbox>,
         arguments: &Arguments,
         call: &wit::CallInfo,
-        stage: &mut Stage,
+        reached: &mut Stage,
     ) -> wasmtime::Result<Result<Returned, wit::Failure>> {
         let instance = self.pre.instantiate_async(&mut *store).await?;
         match arguments {
@@ -582,31 +581,31 @@ impl LinkedPlugin {
             }
             Arguments::ValidateConfig { document } => {
                 let guest = found(self.indices.lifecycle.as_ref())?.load(&mut *store, &instance)?;
-                *stage = Stage::Running;
+                *reached = Stage::Running;
                 let answer = guest.call_validate_config(&mut *store, call, document).await?;
                 Ok(answer.map(|()| Returned::Nothing))
             }
             Arguments::Decide { who, message, re_enrolling } => {
                 let guest = found(self.indices.enrollment_policy.as_ref())?.load(&mut *store, &instance)?;
-                *stage = Stage::Running;
+                *reached = Stage::Running;
                 let answer = guest.call_decide(&mut *store, call, who, message, *re_enrolling).await?;
                 Ok(answer.map(Returned::Decision))
             }
             Arguments::Generate(event) => {
                 let guest = found(self.indices.event_commands.as_ref())?.load(&mut *store, &instance)?;
-                *stage = Stage::Running;
+                *reached = Stage::Running;
                 let answer = guest.call_generate(&mut *store, call, event).await?;
                 Ok(answer.map(Returned::Commands))
             }
             Arguments::Handle(event) => {
                 let guest = found(self.indices.event_sink.as_ref())?.load(&mut *store, &instance)?;
-                *stage = Stage::Running;
+                *reached = Stage::Running;
                 let answer = guest.call_handle(&mut *store, call, event).await?;
                 Ok(answer.map(|()| Returned::Nothing))
             }
             Arguments::Tick(tick) => {
                 let guest = found(self.indices.schedule.as_ref())?.load(&mut *store, &instance)?;
-                *stage = Stage::Running;
+                *reached = Stage::Running;
                 let answer = guest.call_tick(&mut *store, call, &tick.name, tick.scheduled_for, tick.who.as_ref(), &tick.data).await?;
                 Ok(answer.map(|()| Returned::Nothing))
             }
@@ -616,19 +615,19 @@ impl LinkedPlugin {
     fn load_all(&self, store: &mut Store<Sandbox>, instance: &Instance) -> wasmtime::Result<()> {
         let indices = &self.indices;
         if let Some(found) = &indices.lifecycle {
-            found.load(&mut *store, instance)?;
+            typed(Hook::Lifecycle, found.load(&mut *store, instance))?;
         }
         if let Some(found) = &indices.enrollment_policy {
-            found.load(&mut *store, instance)?;
+            typed(Hook::EnrollmentPolicy, found.load(&mut *store, instance))?;
         }
         if let Some(found) = &indices.event_commands {
-            found.load(&mut *store, instance)?;
+            typed(Hook::EventCommands, found.load(&mut *store, instance))?;
         }
         if let Some(found) = &indices.event_sink {
-            found.load(&mut *store, instance)?;
+            typed(Hook::EventSink, found.load(&mut *store, instance))?;
         }
         if let Some(found) = &indices.schedule {
-            found.load(&mut *store, instance)?;
+            typed(Hook::Schedule, found.load(&mut *store, instance))?;
         }
         Ok(())
     }
@@ -653,11 +652,15 @@ impl LinkedPlugin {
     }
 }
 
+fn typed<T>(hook: Hook, loaded: wasmtime::Result<T>) -> wasmtime::Result<()> {
+    loaded.map(drop).map_err(|error| error.context(format!("its `{hook}` has other types than {PACKAGE}@{CONTRACT_VERSION}")))
+}
+
 fn found<T>(indices: Option<&T>) -> wasmtime::Result<&T> {
     indices.ok_or_else(|| wasmtime::Error::msg("the hook is not exported"))
 }
 
-fn classify(error: &wasmtime::Error, state: &State, stage: Stage) -> Outcome {
+fn classify(error: &wasmtime::Error, state: &State, reached: Stage) -> Outcome {
     match state.breach {
         Some(Breach::Cpu) => return Outcome::Cpu,
         Some(Breach::HostCalls) => return Outcome::HostCalls,
@@ -673,11 +676,10 @@ fn classify(error: &wasmtime::Error, state: &State, stage: Stage) -> Outcome {
     if error.root_cause().to_string().contains("fuel allocated for hostcalls") {
         return Outcome::OutputTooLarge;
     }
-    let trace = readable(error);
-    if stage == Stage::Starting && error.downcast_ref::<Trap>().is_none() && error.downcast_ref::<WasmBacktrace>().is_none() {
-        return Outcome::Link(trace);
+    if reached == Stage::Starting && error.downcast_ref::<Trap>().is_none() && error.downcast_ref::<WasmBacktrace>().is_none() {
+        return Outcome::Link(contract::printable(&format!("{error:#}"), 1_000));
     }
-    Outcome::Trap(trace)
+    Outcome::Trap(readable(error))
 }
 
 /// The reason and the names of the functions, innermost first. Names come from the plugin: control characters are escaped.

@@ -48,14 +48,12 @@ pub(crate) fn not_here(what: &str, hook: Hook) -> wit::Failure {
 }
 
 pub(crate) fn unavailable(error: &StorageError) -> wit::Failure {
-    match error {
-        StorageError::Invalid { .. } => invalid(error.to_string()),
-        // What the database said is for the operator.
-        _ => {
-            tracing::warn!("A plugin's host call failed: {error}");
-            wit::Failure { retryable: true, ..failure("unavailable", "the server's database is unavailable") }
-        }
+    if let StorageError::Invalid { .. } = error {
+        return invalid(error.to_string());
     }
+    // What the database said is for the operator.
+    tracing::warn!("A plugin's host call failed: {error}");
+    wit::Failure { retryable: true, ..failure("unavailable", "the server's database is unavailable") }
 }
 
 impl State {

@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// Or more than a fifth of so many calls.
 const CALLS: usize = 200;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// The breakers of one generation of a plugin.
 #[derive(Debug, Default)]

@@ -206,7 +206,7 @@ fn invalid(message: String) -> Failure {
 }
 
 /// A guest's failure, fit for log and audit.
-pub(crate) fn failure_in(failure: wit::Failure, limit: usize) -> Failure {
+pub(crate) fn failure_in(failure: &wit::Failure, limit: usize) -> Failure {
     Failure {
         code: printable(&failure.code, 64),
         message: printable(&failure.message, limit),

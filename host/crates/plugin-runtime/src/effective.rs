@@ -257,7 +257,7 @@ impl Default for WallLimits {
         Self {
             decision: Duration::from_millis(250),
             event: Duration::from_secs(30),
-            schedule: Duration::from_secs(60),
+            schedule: Duration::from_mins(1),
             lifecycle: Duration::from_secs(1),
         }
     }
@@ -274,12 +274,7 @@ pub struct Ceilings {
 
 impl Default for Ceilings {
     fn default() -> Self {
-        Self {
-            memory: MAX_MEMORY,
-            cpu_sync: Duration::from_secs(2),
-            cpu_async: Duration::from_secs(10),
-            wall: Duration::from_secs(60),
-        }
+        Self { memory: MAX_MEMORY, cpu_sync: Duration::from_secs(2), cpu_async: Duration::from_secs(10), wall: Duration::from_mins(1) }
     }
 }
 

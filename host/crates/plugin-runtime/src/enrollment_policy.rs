@@ -42,7 +42,8 @@ impl PluginEnrollmentPolicy {
     async fn ask_all(&self, candidate: &Candidate) -> PolicyAnswer {
         let registry = self.registry.snapshot();
         let ends = tokio::time::Instant::now() + CHAIN;
-        let mut chain = Chain { policy: self, candidate, decisions: Vec::new(), effects: Vec::new(), audit: Vec::new(), tags: Vec::new(), quarantine: None };
+        let mut chain =
+            Chain { policy: self, candidate, decisions: Vec::new(), effects: Vec::new(), audit: Vec::new(), tags: Vec::new(), quarantine: None };
         for entry in registry.entries() {
             let ended = match entry {
                 Entry::Active(plugin) if plugin.answers(&candidate.tenant, HOOK) => {
@@ -114,7 +115,7 @@ impl Chain<'_> {
                 tracing::warn!(call = %called.id, "Plugin {} could not decide about an enrollment: {outcome}", identity.name);
                 self.record(&speaker, "failure", Some(&outcome.to_string()));
                 let on_failure = plugin.effective().on_failure(HOOK);
-                return self.failed(identity.name.as_str(), outcome.label(), on_failure, monitored);
+                return failed(&identity.name, outcome.label(), on_failure, monitored);
             }
         };
         self.effects.extend(called.effects.map(|effects| *effects));
@@ -153,12 +154,7 @@ impl Chain<'_> {
         self.record(&speaker, "failure", Some(&format!("missing: {}", missing.reason)));
         metrics::counter!("wasmdm_plugin_calls_total", "plugin" => missing.name.clone(), "hook" => HOOK.as_str(), "outcome" => "missing")
             .increment(1);
-        self.failed(&missing.name, "missing", on_failure, false)
-    }
-
-    fn failed(&self, name: &str, label: &str, on_failure: OnFailure, monitored: bool) -> Option<Verdict> {
-        (on_failure == OnFailure::Closed && !monitored)
-            .then(|| Verdict::Unavailable { reason: format!("plugin {name} could not decide ({label})") })
+        failed(&missing.name, "missing", on_failure, false)
     }
 
     fn add_tags(&mut self, tags: Vec<String>) {
@@ -227,11 +223,16 @@ impl Chain<'_> {
     }
 }
 
+/// What a plugin that could not decide means for the device.
+fn failed(name: &str, label: &str, on_failure: OnFailure, monitored: bool) -> Option<Verdict> {
+    (on_failure == OnFailure::Closed && !monitored).then(|| Verdict::Unavailable { reason: format!("plugin {name} could not decide ({label})") })
+}
+
 /// Rows of one plugin in a minute.
 const ROWS_PER_PLUGIN: u32 = 100;
 /// Rows of one plugin about one enrollment in a minute.
 const ROWS_PER_ENROLLMENT: u32 = 10;
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// Keeps a device that asks again and again from filling the audit.
 #[derive(Debug, Default)]

@@ -61,10 +61,9 @@ impl Hook {
     /// What a call of this hook may do through imports, at most; grants narrow it further.
     pub(crate) const fn permissions(self) -> Permissions {
         match self {
-            // Nothing of these calls is committed.
-            Self::Lifecycle => Permissions { kv_write: false, write: false, http: Http::Never },
+            // Nothing of a `lifecycle` is committed, and of `event-commands` only the commands that it returns.
+            Self::Lifecycle | Self::EventCommands => Permissions { kv_write: false, write: false, http: Http::Never },
             Self::EnrollmentPolicy => Permissions { kv_write: true, write: false, http: Http::IfSync },
-            Self::EventCommands => Permissions { kv_write: false, write: false, http: Http::Never },
             Self::EventSink | Self::Schedule => Permissions { kv_write: true, write: true, http: Http::Granted },
         }
     }

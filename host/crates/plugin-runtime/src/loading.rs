@@ -128,8 +128,20 @@ impl PluginHost {
     /// When this returns, every hook that is known to be closed is guarded: by its kept version, or by refusing. What is new in the plugin
     /// directory becomes active in the background ([`Self::settled`]).
     pub async fn start(options: PluginHostOptions) -> Result<Arc<Self>, HostError> {
-        let PluginHostOptions { plugins_dir, grants_dir, data_dir, compiler, storage, clock, ceilings, tenants, server_version, tracker, shutdown, own_addresses } =
-            options;
+        let PluginHostOptions {
+            plugins_dir,
+            grants_dir,
+            data_dir,
+            compiler,
+            storage,
+            clock,
+            ceilings,
+            tenants,
+            server_version,
+            tracker,
+            shutdown,
+            own_addresses,
+        } = options;
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| HostError::Directory { path, source }

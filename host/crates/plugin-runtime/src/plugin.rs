@@ -91,12 +91,12 @@ pub(crate) struct Indices {
 pub fn link(runtime: &Runtime, component: &Component, identity: PluginIdentity, effective: Effective) -> Result<LinkedPlugin, LinkError> {
     let version = &runtime.services.server_version;
     let hooks = inspect(runtime, component)?;
-    let pre = runtime.linker.instantiate_pre(component).map_err(|error| {
-        LinkError::Refused(format!("an import is not what this server has ({}): {error:#}", server(version)))
-    })?;
-    let indices = Indices::find(&hooks, &pre).map_err(|error| {
-        LinkError::Refused(format!("an export is not what this server calls ({}): {error:#}", server(version)))
-    })?;
+    let pre = runtime
+        .linker
+        .instantiate_pre(component)
+        .map_err(|error| LinkError::Refused(format!("an import is not what this server has ({}): {error:#}", server(version))))?;
+    let indices = Indices::find(&hooks, &pre)
+        .map_err(|error| LinkError::Refused(format!("an export is not what this server calls ({}): {error:#}", server(version))))?;
     let shared = Shared {
         settings: Arc::new(effective.settings.clone()),
         overlays: effective.overlays.iter().map(|(tenant, settings)| (tenant.clone(), Arc::new(settings.clone()))).collect(),
@@ -158,7 +158,9 @@ pub fn explain_compile_error(message: &str) -> String {
         return format!("the component needs threads, which this server does not run: {message}");
     }
     if lower.contains("core wasm module") || lower.contains("expected a webassembly component") || lower.contains("not a component") {
-        return format!("this is a core module and no component: build it for `wasm32-wasip2`, or wrap it with `wasm-tools component new`: {message}");
+        return format!(
+            "this is a core module and no component: build it for `wasm32-wasip2`, or wrap it with `wasm-tools component new`: {message}"
+        );
     }
     message.to_owned()
 }
@@ -286,7 +288,9 @@ mod tests {
 
     #[test]
     fn interfaces_of_the_contract_are_checked_by_name_and_version() {
-        let check = |full: &str| Interface::parse(full).map(|interface| interface.check("exports", &["event-sink"], "0.1.0").map_err(|error| error.to_string()));
+        let check = |full: &str| {
+            Interface::parse(full).map(|interface| interface.check("exports", &["event-sink"], "0.1.0").map_err(|error| error.to_string()))
+        };
         assert_eq!(check("wasi:cli/run@0.2.0"), None);
         assert_eq!(check("wasmdm:plugin/event-sink@0.1.0"), Some(Ok(())));
         assert_eq!(check("wasmdm:plugin/event-sink@0.1.7"), Some(Ok(())), "it may use nothing of what is new");

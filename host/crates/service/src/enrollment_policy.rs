@@ -53,17 +53,12 @@ pub enum Verdict {
         tags: Vec<String>,
     },
     /// Stored and enabled, but only commands of a person or of that plugin are delivered.
-    Quarantine {
-        by: String,
-        tags: Vec<String>,
-    },
+    Quarantine { by: String, tags: Vec<String> },
     /// Refused: 403.
     Deny {
         /// For the device's answer and the log.
         reason: String,
     },
     /// A closed hook could not decide: 503, nothing is stored.
-    Unavailable {
-        reason: String,
-    },
+    Unavailable { reason: String },
 }

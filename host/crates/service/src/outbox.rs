@@ -224,7 +224,11 @@ impl Outbox {
                 Ok(!waits)
             }
             Completed::Conflict(what) if delivery.conflicts < CONFLICTS => {
-                debug!(subscriber = lease.subscriber, event.id = delivery.event.id, "A delivery is made again, because something that it read changed: {what}");
+                debug!(
+                    subscriber = lease.subscriber,
+                    event.id = delivery.event.id,
+                    "A delivery is made again, because something that it read changed: {what}"
+                );
                 Ok(true)
             }
             Completed::Conflict(what) => {
@@ -234,7 +238,11 @@ impl Outbox {
                 Ok(false)
             }
             Completed::Rejected(why) => {
-                error!(subscriber = lease.subscriber, event.id = delivery.event.id, "An event became a dead letter, because its effects cannot be stored: {why}");
+                error!(
+                    subscriber = lease.subscriber,
+                    event.id = delivery.event.id,
+                    "An event became a dead letter, because its effects cannot be stored: {why}"
+                );
                 let dead = Completion::Dead { error: format!("its effects cannot be stored: {why}"), by: serde_json::Value::Null };
                 self.storage.complete(lease, delivery, dead, now).await?;
                 Ok(true)

@@ -16,20 +16,9 @@ pub trait Subscriber: std::fmt::Debug + Send + Sync + 'static {
 #[derive(Debug)]
 pub enum Delivered {
     /// Handled; the effects commit with the acknowledgement.
-    Done {
-        effects: Option<Box<PluginEffects>>,
-        by: serde_json::Value,
-    },
+    Done { effects: Option<Box<PluginEffects>>, by: serde_json::Value },
     /// Failed; tried again with backoff if `retryable`, else a dead letter at once.
-    Failed {
-        error: String,
-        retryable: bool,
-        retry_after: Option<Duration>,
-        by: serde_json::Value,
-    },
+    Failed { error: String, retryable: bool, retry_after: Option<Duration>, by: serde_json::Value },
     /// Could not be tried (suspended, saturated, absent): does not count as an attempt.
-    Postponed {
-        reason: String,
-        retry_after: Duration,
-    },
+    Postponed { reason: String, retry_after: Duration },
 }

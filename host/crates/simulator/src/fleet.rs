@@ -169,7 +169,8 @@ impl Fleet {
                     kind: options.kind,
                     product,
                     proof: options.proof.clone(),
-                    behaviour: options.behaviour.clone(),
+                    // Which commands fail differs from device to device.
+                    behaviour: Behaviour { seed: options.behaviour.seed ^ number.rotate_left(32), ..options.behaviour.clone() },
                     serial_prefix: options.serial_prefix.clone(),
                     awaiting_configuration: options.awaiting_configuration,
                     journal: options.journal.clone(),

@@ -237,13 +237,13 @@ pub struct Journal {
     pub entries: Vec<Entry>,
     /// How each enrollment stands.
     pub enrollments: BTreeMap<String, Known<EnrollmentState>>,
-    /// Final results by enrollment and CommandUUID; the first that was confirmed, else the last that was tried.
+    /// Final results by enrollment and `CommandUUID`; the first that was confirmed, else the last that was tried.
     pub results: BTreeMap<(String, String), FinalResult>,
     /// SHA-256 of each escrowed bootstrap token; `None` is a deleted one.
     pub bootstrap_tokens: BTreeMap<String, Known<Option<String>>>,
     /// Commands that the API confirmed, by enrollment, in the order of confirmation.
     pub enqueued: BTreeMap<String, Vec<String>>,
-    /// Enrollment and CommandUUID of enqueues without an answer.
+    /// Enrollment and `CommandUUID` of enqueues without an answer.
     pub uncertain_enqueues: BTreeSet<(String, String)>,
     /// Every delivery, in the order of the lines.
     pub deliveries: Vec<Delivery>,

@@ -74,7 +74,7 @@ fn bucket(micros: u64) -> usize {
     let index = if micros < EXACT {
         micros
     } else {
-        let exponent = (63 - micros.leading_zeros()).min(LARGEST_EXPONENT);
+        let exponent = micros.ilog2().min(LARGEST_EXPONENT);
         let division = (micros >> (exponent - DIVISION_BITS)).min(2 * DIVISIONS - 1) - DIVISIONS;
         EXACT + u64::from(exponent - DIVISION_BITS - 1) * DIVISIONS + division
     };

@@ -135,7 +135,7 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "quarantine-tag",
-        sentence: "an enrollment is tagged `quarantined` exactly while a plugin quarantines it",
+        sentence: "an enrollment that a plugin quarantines is tagged `quarantined`",
         violations: "SELECT e.id, e.quarantined_by FROM enrollments e \
             LEFT JOIN enrollment_tags t ON t.enrollment_id = e.id AND t.tag = 'quarantined' \
             WHERE e.quarantined_by IS NOT NULL AND t.tag IS NULL",

@@ -314,7 +314,7 @@ macro_rules! select_queue {
     ($rest:literal) => {
         concat!(
             "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
-            "q.origin, q.expires_at, q.idempotency_key FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+            "q.origin, q.expires_at, q.idempotency_key, q.priority FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
             $rest
         )
     };
@@ -408,6 +408,7 @@ struct Row {
     origin: String,
     expires_at: Option<Timestamp>,
     idempotency_key: Option<String>,
+    priority: i64,
 }
 
 impl Row {
@@ -424,6 +425,7 @@ impl Row {
             origin: row.text(8)?,
             expires_at: row.opt_time(9)?,
             idempotency_key: row.opt_text(10)?,
+            priority: row.int(11)?,
         })
     }
 
@@ -523,8 +525,11 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: b
     let quarantined_by = channel.opt_text(1)?;
     let any_origin = i64::from(quarantined_by.is_none());
     let only_origin = format!("plugin:{}", quarantined_by.unwrap_or_default());
-    let states: &[&str] = if reoffer_sent { &["sent", "queued"] } else { &["queued"] };
     let mut found_expired = 0;
+    let mut chosen: Option<Row> = None;
+    // One that was sent and not answered comes again first, but for what is more urgent: a device that never answers one command must
+    // still get the lock or the release that somebody put before everything else.
+    let states: &[&str] = if reoffer_sent { &["sent", "queued"] } else { &["queued"] };
     for &state in states {
         loop {
             let expires_after = if found_expired < EXPIRED_ON_THE_WAY { i64::MIN } else { now.as_millis() };
@@ -538,8 +543,14 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: b
                 finish(tx, &row, "expired", &Cause::default(), now).await?;
                 continue;
             }
-            return send(tx, row, now).await.map(Some);
+            if chosen.as_ref().is_none_or(|chosen| row.priority > chosen.priority) {
+                chosen = Some(row);
+            }
+            break;
         }
+    }
+    if let Some(row) = chosen {
+        return send(tx, row, now).await.map(Some);
     }
     if tx.one(HAS_OPEN, args![id.as_str()]).await?.is_none() {
         tx.after_commit(Change::Pending(id.clone(), false));

@@ -46,10 +46,12 @@ impl Dialect {
         }
     }
 
-    /// Names of all tables but the database's own.
+    /// Names of all tables but the database's and the migrations' own.
     pub(crate) const fn tables(self) -> &'static str {
         match self {
-            Self::Sqlite => "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY name",
+            Self::Sqlite => {
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '_sqlx_%' ORDER BY name"
+            }
         }
     }
 

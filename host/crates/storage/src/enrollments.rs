@@ -571,7 +571,7 @@ async fn set_bootstrap_token(
     Ok(true)
 }
 
-/// Setup Assistant goes on: DeviceConfigured or UserConfigured was acknowledged.
+/// Setup Assistant goes on: `DeviceConfigured` or `UserConfigured` was acknowledged.
 pub(crate) async fn configuration_released(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
     tx.run(SET_AWAITING, args![0_i64, now.as_millis(), id.as_str()]).await?;
     let happened = Happened { tenant, topic: "configuration.released", request_type: None, at: now, who: Some(id), cause: &Cause::default() };

@@ -53,7 +53,7 @@ pub struct EnrollmentRecord {
     pub quarantined_by: Option<String>,
     /// Its last message; behind by at most the interval of the flush when another process reads it.
     pub last_seen: Option<Timestamp>,
-    /// The contract's `facts`: device facts, tags, url_params, state, last_seen, certificate.
+    /// The contract's `facts`: device facts, `tags`, `url_params`, `state`, `last_seen`, `certificate`.
     pub facts: Value,
 }
 

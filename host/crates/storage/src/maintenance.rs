@@ -8,7 +8,7 @@ use std::time::Duration;
 use wasmdm_protocol::time::Timestamp;
 
 /// How long a finished delivery stays, so that one can see which version of a plugin handled what.
-const HISTORY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const HISTORY: Duration = Duration::from_hours(7 * 24);
 /// Rows in one step.
 const STEP: i64 = 200;
 /// Steps in one call.

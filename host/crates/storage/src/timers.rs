@@ -52,7 +52,7 @@ const NEXT_CRON: &str = "SELECT MIN(next_due) FROM cron_entries";
 const MOVE_CRON: &str = "UPDATE cron_entries SET next_due = ? WHERE tenant_id = ? AND plugin = ? AND name = ? AND next_due = ?";
 
 impl Storage {
-    /// Turns due timers into deliveries of the interface `schedule` (event topic `schedule.tick`, data {name, scheduled_for, data: {"$data"}};
+    /// Turns due timers into deliveries of the interface `schedule` (event topic `schedule.tick`, data `{name, scheduled_for, data: {"$data"}}`;
     /// `scheduled_for` in milliseconds). Answers when the next is due.
     pub async fn fire_timers(&self, now: Timestamp) -> Result<Option<Timestamp>, StorageError> {
         loop {

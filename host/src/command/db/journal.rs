@@ -77,7 +77,10 @@ async fn commands(journal: &Journal, storage: &Storage, missing: &mut Vec<String
         };
         let kept = status.report.as_ref().map(|report| hex(report));
         if !is_final(&status.state, result) || kept.as_deref() != Some(result.sha256.as_str()) {
-            missing.push(format!("command {uuid} of {device}: the result {} was confirmed, the database says {} with report {kept:?}", result.status, status.state));
+            missing.push(format!(
+                "command {uuid} of {device}: the result {} was confirmed, the database says {} with report {kept:?}",
+                result.status, status.state
+            ));
         }
     }
     Ok(())
@@ -96,7 +99,9 @@ async fn bootstrap_tokens(journal: &Journal, storage: &Storage, missing: &mut Ve
         let stored = storage.bootstrap_token(&TenantId::default(), &EnrollmentId::new(device.as_str())).await?.map(|token| hex(&token));
         let fits = match seen {
             Known::Confirmed(token) => stored == *token,
-            Known::Uncertain { before, attempted } => before.as_ref().is_some_and(|before| stored == *before) || attempted.contains(&stored) || (before.is_none() && stored.is_none()),
+            Known::Uncertain { before, attempted } => {
+                before.as_ref().is_some_and(|before| stored == *before) || attempted.contains(&stored) || (before.is_none() && stored.is_none())
+            }
         };
         if !fits {
             // A token's digest is no token, but is still nothing for a screen.

@@ -62,7 +62,8 @@ impl Drop for ChatRoom {
 }
 
 async fn hear(State(messages): State<Messages>, body: String) -> StatusCode {
-    let text = serde_json::from_str::<serde_json::Value>(&body).ok().and_then(|value| value.get("text").and_then(|text| text.as_str().map(str::to_owned)));
+    let text =
+        serde_json::from_str::<serde_json::Value>(&body).ok().and_then(|value| value.get("text").and_then(|text| text.as_str().map(str::to_owned)));
     messages.lock().push(text.unwrap_or(body));
     StatusCode::OK
 }

@@ -44,11 +44,6 @@ impl Buffer {
             && self.timers.is_empty()
     }
 
-    /// A value that the call wrote: `Some(None)` was removed.
-    pub(crate) fn written(&self, key: &str) -> Option<Option<(&Bytes, &str)>> {
-        self.writes.get(key).map(|write| write.value.as_ref().map(|value| (value, write.version.as_str())))
-    }
-
     pub(crate) fn write(&mut self, key: &str, value: Option<Bytes>, expires_at: Option<wasmdm_protocol::time::Timestamp>) -> String {
         let size = |write: &KvWrite| write.key.len().saturating_add(write.value.as_ref().map_or(0, Bytes::len));
         let version = Uuid::new_v4().simple().to_string();
@@ -98,7 +93,7 @@ impl State {
         })
     }
 
-    /// A command as the guest gives it, with a CommandUUID of the host, if it may queue such a one.
+    /// A command as the guest gives it, with a `CommandUUID` of the host, if it may queue such a one.
     pub(crate) fn command(&self, body: &wit::CommandBody) -> Result<Command, wit::Failure> {
         // One above the limit is refused unread.
         let size = match body {
@@ -129,7 +124,7 @@ impl State {
         if commands.is_empty() {
             return Ok(());
         }
-        let refused = |failure: wit::Failure| contract::failure_in(failure, 1_000);
+        let refused = |failure: wit::Failure| contract::failure_in(&failure, 1_000);
         let Some((event, who)) = event.and_then(|event| Some((event, event.who.as_ref()?))) else {
             return Err(refused(invalid("the event is about no enrollment: there is nobody to send a command to")));
         };

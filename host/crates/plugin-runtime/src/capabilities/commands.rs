@@ -1,4 +1,4 @@
-//! `commands`: what devices are told. The host checks each command, and gives it its CommandUUID.
+//! `commands`: what devices are told. The host checks each command, and gives it its `CommandUUID`.
 
 use serde_json::json;
 use wasmdm_protocol::enrollment::EnrollmentId;
@@ -36,8 +36,10 @@ impl State {
             let id = EnrollmentId::new(target);
             match self.enrollment_of_tenant(&id).await? {
                 None => return Err(failure("not-found", format!("there is no enrollment {id}"))),
-                Some(record) if record.state != wasmdm_storage::events::EnrollmentState::Enrolled => warnings
-                    .push(format!("enrollment {id} is {}: {} waits until it is enrolled", record.state.as_str(), command.request_type)),
+                Some(record) if record.state != wasmdm_storage::events::EnrollmentState::Enrolled => {
+                    let (state, request_type) = (record.state.as_str(), &command.request_type);
+                    warnings.push(format!("enrollment {id} is {state}: {request_type} waits until it is enrolled"));
+                }
                 Some(_) => {}
             }
         }

@@ -62,9 +62,9 @@ impl State {
         let filter = parse_filter(filter)?;
         let limit = limit.clamp(1, MAX_PAGE);
         let storage = self.storage()?;
-        let found =
-            storage.query_enrollments(&self.tenant, &filter, cursor.as_deref(), limit).await.map_err(|error| unavailable(&error))?;
-        let cursor = if u32::try_from(found.len()).is_ok_and(|len| len >= limit) { found.last().map(|last| last.id.as_str().to_owned()) } else { None };
+        let found = storage.query_enrollments(&self.tenant, &filter, cursor.as_deref(), limit).await.map_err(|error| unavailable(&error))?;
+        let cursor =
+            if u32::try_from(found.len()).is_ok_and(|len| len >= limit) { found.last().map(|last| last.id.as_str().to_owned()) } else { None };
         let found = found
             .into_iter()
             .map(|record| self.with_buffered_tags(record))

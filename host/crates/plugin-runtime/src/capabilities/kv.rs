@@ -43,8 +43,8 @@ impl State {
     /// The pair as this call sees it.
     async fn kv_current(&mut self, key: &str) -> Result<Option<Pair>, Denied> {
         check_key(key)?;
-        if let Some(written) = self.buffer.written(key) {
-            return Ok(written.map(|(value, version)| pair(key, value, version)));
+        if let Some(written) = self.buffer.writes.get(key) {
+            return Ok(written.value.as_ref().map(|value| pair(key, value, &written.version)));
         }
         let storage = self.storage()?;
         let now = self.now();
@@ -135,7 +135,7 @@ impl State {
                     return Ok(Page { pairs, cursor });
                 }
                 bytes = bytes.saturating_add(found.key.len()).saturating_add(found.value.len());
-                if self.buffer.written(&found.key).is_none() && !self.shadow {
+                if !self.buffer.writes.contains_key(&found.key) && !self.shadow {
                     self.note_read(&found.key, Some(&found.version))?;
                 }
                 pairs.push(found);

@@ -70,9 +70,7 @@ impl State {
     /// Takes back what this call set. Whether there was something.
     fn forget_set(&mut self, name: &str, who: Option<&EnrollmentId>) -> bool {
         let before = self.buffer.timers.len();
-        self.buffer
-            .timers
-            .retain(|change| !matches!(change, TimerChange::Set { name: of, who: whose, .. } if of == name && whose.as_ref() == who));
+        self.buffer.timers.retain(|change| !matches!(change, TimerChange::Set { name: of, who: whose, .. } if of == name && whose.as_ref() == who));
         self.buffer.timers.len() < before
     }
 }

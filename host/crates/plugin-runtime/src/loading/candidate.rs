@@ -105,8 +105,10 @@ pub(super) fn discover(plugins_dir: Option<&Path>, grants_dir: &Path) -> io::Res
     for (name, path) in entries(directory)? {
         let lone = name.strip_suffix(".wasm");
         let plugin = lone.unwrap_or(&name);
-        if name.ends_with(".cwasm") {
-            discovery.refused.insert(name, "it is a precompiled file: this server compiles components itself, and loads no foreign native code".to_owned());
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cwasm")) {
+            discovery
+                .refused
+                .insert(name, "it is a precompiled file: this server compiles components itself, and loads no foreign native code".to_owned());
             continue;
         }
         let found = match (lone, path.is_dir()) {
@@ -225,11 +227,15 @@ impl PluginFiles<'_> {
             Found::Lone(path) => self.component(Manifest::lone(name), None, path),
             Found::Directory(directory) => {
                 let path = directory.join("plugin.toml");
-                let content = self.read_file(&path, MAX_DOCUMENT).map_err(|problem| Rejection::new(Stage::Found, format!("plugin.toml: {problem}")))?;
+                let content =
+                    self.read_file(&path, MAX_DOCUMENT).map_err(|problem| Rejection::new(Stage::Found, format!("plugin.toml: {problem}")))?;
                 let text = String::from_utf8(content).map_err(|_| Rejection::new(Stage::Inspected, "plugin.toml: it is not UTF-8"))?;
                 let manifest = Manifest::parse(&text).map_err(|error| Rejection::new(Stage::Inspected, error.to_string()))?;
                 if manifest.name != name {
-                    let reason = format!("the directory `{name}` holds a plugin that calls itself `{}`: a directory has the name of its plugin", manifest.name);
+                    let reason = format!(
+                        "the directory `{name}` holds a plugin that calls itself `{}`: a directory has the name of its plugin",
+                        manifest.name
+                    );
                     return Err(Rejection::new(Stage::Inspected, reason));
                 }
                 let wasm = directory.join(&manifest.wasm);
@@ -287,7 +293,9 @@ pub(super) fn read_grant(name: &str, grants_dir: &Path) -> Result<GrantFile, Rej
 /// Checks a candidate against what the operator trusts.
 pub(super) fn verify(candidate: &Candidate, grant: &Grant, grants_dir: &Path) -> Result<(), Rejection> {
     if fs::symlink_metadata(trust_path(grants_dir)).is_ok() {
-        let reason = format!("plugins.d/trust.toml asks for signatures, which this server ({SERVER_VERSION}) cannot check: it loads nothing new until the file is removed");
+        let reason = format!(
+            "plugins.d/trust.toml asks for signatures, which this server ({SERVER_VERSION}) cannot check: it loads nothing new until the file is removed"
+        );
         return Err(Rejection::new(Stage::Verified, reason));
     }
     match &grant.pin {
@@ -308,9 +316,10 @@ pub(super) fn inspect_header(wasm: &[u8]) -> Result<(), String> {
     match (wasm.get(..4), wasm.get(4..8)) {
         (None, _) | (_, None) => Err("it is too short to be a WebAssembly component".to_owned()),
         (Some(magic), _) if magic != MAGIC => Err("it is not WebAssembly".to_owned()),
-        (_, Some([1, 0, 0, 0])) => {
-            Err("it is a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it with `wasm-tools component new`".to_owned())
-        }
+        (_, Some([1, 0, 0, 0])) => Err(
+            "it is a core WebAssembly module, not a component: build it for wasm32-wasip2, or make a component of it with `wasm-tools component new`"
+                .to_owned(),
+        ),
         (_, Some([13, 0, 1, 0])) => Ok(()),
         (_, Some(_)) => Err("it is a WebAssembly component of another version than 1.0 (0x1000d)".to_owned()),
     }
@@ -432,7 +441,8 @@ mod tests {
     fn another_digest_than_the_manifest_names_is_not_stable() {
         let directory = tempfile::tempdir().unwrap();
         fs::create_dir(directory.path().join("a")).unwrap();
-        fs::write(directory.path().join("a/plugin.toml"), format!("[plugin]\nname = \"a\"\nversion = \"1.0.0\"\nsha256 = \"{}\"\n", "0".repeat(64))).unwrap();
+        fs::write(directory.path().join("a/plugin.toml"), format!("[plugin]\nname = \"a\"\nversion = \"1.0.0\"\nsha256 = \"{}\"\n", "0".repeat(64)))
+            .unwrap();
         fs::write(directory.path().join("a/plugin.wasm"), COMPONENT).unwrap();
         assert_eq!(read(directory.path(), "a").unwrap_err().stage, Stage::Stable);
     }

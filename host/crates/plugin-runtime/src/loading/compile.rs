@@ -211,7 +211,10 @@ impl Compiler {
         let complaint = String::from_utf8_lossy(&complaint);
         let complaint = complaint.trim();
         if status.code() == Some(i32::from(COMPONENT_AT_FAULT)) {
-            return Err(Rejection::new(Stage::Compiled, format!("it is not a component that this server can run: {}", explain_compile_error(complaint))));
+            return Err(Rejection::new(
+                Stage::Compiled,
+                format!("it is not a component that this server can run: {}", explain_compile_error(complaint)),
+            ));
         }
         Err(died(status, complaint))
     }

@@ -16,7 +16,7 @@ use wasmdm_storage::Storage;
 use wasmdm_storage::timers::CronEntry;
 
 /// A look at least this often: another node may have moved an entry.
-const LOOK: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_mins(1);
 /// After a failure, and for entries whose plugin is not there.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -94,7 +94,12 @@ async fn fire_due(storage: &Storage, now: Timestamp, schedules: &Schedules) -> R
 }
 
 /// The entries to store for a plugin and a tenant.
-pub(super) fn entries(tenant: &wasmdm_protocol::enrollment::TenantId, plugin: &str, schedules: &BTreeMap<String, Cron>, now: Timestamp) -> Vec<CronEntry> {
+pub(super) fn entries(
+    tenant: &wasmdm_protocol::enrollment::TenantId,
+    plugin: &str,
+    schedules: &BTreeMap<String, Cron>,
+    now: Timestamp,
+) -> Vec<CronEntry> {
     let entry = |(name, cron): (&String, &Cron)| {
         Some(CronEntry { tenant: tenant.clone(), plugin: plugin.to_owned(), name: name.clone(), next_due: next_occurrence(cron, now)? })
     };

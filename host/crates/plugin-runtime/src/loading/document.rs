@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned, Deserializer, Visitor};
 
 /// Why a manifest or a grant file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -173,7 +173,8 @@ mod tests {
         assert_eq!(inner.size, Some(Size(16 << 20)));
         assert_eq!(inner.wait, Some(Span(Duration::from_mins(2))));
         assert_eq!(parse::<Inner>("x", "size = 4096\n").unwrap().size, Some(Size(4096)));
-        for wrong in ["size = \"1 parsec\"", "size = -1", "size = \"99999999999999999999GiB\"", "wait = \"20\"", "wait = \"18446744073709551615min\""] {
+        for wrong in ["size = \"1 parsec\"", "size = -1", "size = \"99999999999999999999GiB\"", "wait = \"20\"", "wait = \"18446744073709551615min\""]
+        {
             assert!(parse::<Inner>("x", wrong).is_err(), "{wrong}");
         }
     }

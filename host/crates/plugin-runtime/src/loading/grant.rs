@@ -93,7 +93,10 @@ impl<'de> Deserialize<'de> for SecretUse {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match String::deserialize(deserializer)?.as_str() {
             "http" => Ok(Self::Http),
-            other => Err(de::Error::custom(format!("a secret's use is \"http\"; this server ({}) knows no use `{other}`", super::manifest::SERVER_VERSION))),
+            other => Err(de::Error::custom(format!(
+                "a secret's use is \"http\"; this server ({}) knows no use `{other}`",
+                super::manifest::SERVER_VERSION
+            ))),
         }
     }
 }

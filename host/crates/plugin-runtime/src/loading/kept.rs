@@ -37,9 +37,14 @@ pub(super) struct Kept {
 pub(super) enum KeptState {
     Whole(Box<Kept>),
     /// It was active, with these hooks, and cannot be loaded.
-    Lost { hooks: BTreeSet<Hook>, reason: String },
+    Lost {
+        hooks: BTreeSet<Hook>,
+        reason: String,
+    },
     /// Its directory was removed; until then its subscription keeps its events.
-    Removed { hooks: BTreeSet<Hook> },
+    Removed {
+        hooks: BTreeSet<Hook>,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

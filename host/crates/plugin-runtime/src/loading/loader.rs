@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
+use wasmdm_storage::audit::AuditRow;
 use wasmdm_storage::outbox::Subscription;
 use wasmdm_storage::{Storage, StorageError};
 use wasmtime::component::Component;
@@ -21,9 +22,7 @@ use crate::hook::Hook;
 use crate::plugin::{LinkError, LinkedPlugin, PluginIdentity, link};
 use crate::runtime::Runtime;
 
-use super::candidate::{
-    Candidate, Found, GrantFile, Look, PluginFiles, Rejection, Stage, fingerprint, grant_fingerprint, look, read_grant, verify,
-};
+use super::candidate::{Candidate, Found, GrantFile, Look, PluginFiles, Rejection, Stage, fingerprint, grant_fingerprint, look, read_grant, verify};
 use super::compile::{Compiler, blocking};
 use super::cron;
 use super::grant::{Grant, Secrets, read_secrets};
@@ -205,7 +204,7 @@ impl Loader {
             return Ok(Finished::StillRejected);
         }
         verify(&candidate, &grant.grant, &self.grants_dir)?;
-        refuse_downgrade(job, &candidate)?;
+        let downgrade = downgrade(job, &candidate)?;
         let effective = effective(&candidate.manifest, &grant.grant, &grant.secrets, &self.surroundings)
             .map_err(|missing| Rejection::new(Stage::Inspected, missing.to_string()))?;
         let component = match &job.active {
@@ -220,6 +219,9 @@ impl Loader {
         let Candidate { manifest, manifest_text, wasm, .. } = candidate;
         let warnings = grant.warnings.clone();
         let version = Version { plugin: Arc::new(plugin), component, manifest, manifest_text, grant, fingerprint: print, warnings };
+        if let Some(from) = downgrade {
+            self.audit_downgrade(&version, &from).await.map_err(|error| Rejection::transient(Stage::Active, error.to_string()))?;
+        }
         self.publish(&version, Some(wasm)).await?;
         Ok(Finished::Ready(Box::new(version)))
     }
@@ -271,12 +273,8 @@ impl Loader {
         let effective = intersection(&kept.manifest, &grant.grant, &grant.secrets, &self.surroundings);
         let plugin = self.link(&kept.manifest, &kept.digest, component, effective)?;
         self.probe(&plugin).await?;
-        let candidate = Candidate {
-            manifest: kept.manifest.clone(),
-            manifest_text: kept.manifest_text.clone(),
-            wasm: Bytes::new(),
-            digest: kept.digest.clone(),
-        };
+        let candidate =
+            Candidate { manifest: kept.manifest.clone(), manifest_text: kept.manifest_text.clone(), wasm: Bytes::new(), digest: kept.digest.clone() };
         let version = Version {
             plugin: Arc::new(plugin),
             component: component.clone(),
@@ -359,8 +357,7 @@ impl Loader {
         let now = self.now();
         let plugin = &version.plugin;
         let name = &plugin.identity().name;
-        let schedules: BTreeMap<_, _> =
-            version.manifest.hooks.schedule.iter().flatten().map(|line| (line.name.clone(), line.cron.clone())).collect();
+        let schedules: BTreeMap<_, _> = version.manifest.hooks.schedule.iter().flatten().map(|line| (line.name.clone(), line.cron.clone())).collect();
         for tenant in &self.tenants {
             let serves = plugin.effective().for_tenant(tenant).is_some();
             let subscriptions = if serves { subscriptions(&version.manifest, plugin.hooks()) } else { Vec::new() };
@@ -378,6 +375,20 @@ impl Loader {
         }
         self.schedules.set(name, schedules);
         Ok(())
+    }
+
+    /// An operator went back to a lower version: that is on record before it happens.
+    async fn audit_downgrade(&self, version: &Version, from: &str) -> Result<(), StorageError> {
+        let identity = version.plugin.identity();
+        let row = |tenant: &TenantId| AuditRow {
+            tenant: tenant.clone(),
+            actor: "api".to_owned(),
+            action: "plugin.downgrade".to_owned(),
+            target: None,
+            detail: json!({ "plugin": identity.name, "from": from, "to": identity.version, "digest": identity.digest, "generation": identity.generation }),
+            at: self.now(),
+        };
+        self.storage.record_decision(Vec::new(), self.tenants.iter().map(row).collect(), self.now()).await.map(drop)
     }
 
     /// Ends the plugin's subscriptions and cron entries: its operator has switched it off.
@@ -458,13 +469,17 @@ pub(super) fn check_named_hooks(manifest: &Manifest, exported: &BTreeSet<Hook>) 
     }
 }
 
-fn refuse_downgrade(job: &Job, candidate: &Candidate) -> Result<(), Rejection> {
-    let Some(active) = &job.active else { return Ok(()) };
+/// The higher version that the candidate would replace; refused unless an operator insists.
+fn downgrade(job: &Job, candidate: &Candidate) -> Result<Option<String>, Rejection> {
+    let Some(active) = &job.active else { return Ok(None) };
     // A lone component has no version.
     let comparable = active.manifest_text.is_some() && candidate.manifest_text.is_some();
     let (older, newer) = (&candidate.manifest.version, &active.manifest.version);
-    if job.force || !comparable || older >= newer {
-        return Ok(());
+    if !comparable || older >= newer {
+        return Ok(None);
+    }
+    if job.force {
+        return Ok(Some(newer.to_string()));
     }
     let reason = format!("version {older} is lower than the active {newer}: reload it through the API with force=true to go back");
     Err(Rejection::new(Stage::Verified, reason))

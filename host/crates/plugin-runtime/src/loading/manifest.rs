@@ -283,7 +283,11 @@ macro_rules! from_text {
 #[derive(Debug)]
 struct PluginName(String);
 from_text!(PluginName, |text| {
-    if is_plugin_name(&text) { Ok(Self(text)) } else { Err(format!("`{text}` is no plugin name: lower-case letters, digits, `-` and `_`, at most 64")) }
+    if is_plugin_name(&text) {
+        Ok(Self(text))
+    } else {
+        Err(format!("`{text}` is no plugin name: lower-case letters, digits, `-` and `_`, at most 64"))
+    }
 });
 
 #[derive(Debug)]

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::effective::{
-    Capabilities, Ceilings, CommandsGrant, Effective, EnqueueGrant, EnrollmentsGrant, HttpGrant, KvGrant, Limits, Settings,
-};
+use crate::effective::{Capabilities, Ceilings, CommandsGrant, Effective, EnqueueGrant, EnrollmentsGrant, HttpGrant, KvGrant, Limits, Settings};
 use crate::egress::{EgressPolicy, Origin, SecretBinding};
 
 use super::document::{Size, Span};
@@ -43,7 +41,11 @@ pub struct Surroundings {
 /// What the host enforces: requests met with grants. An error if something required was not granted.
 pub fn effective(manifest: &Manifest, grant: &Grant, secrets: &Secrets, surroundings: &Surroundings) -> Result<Effective, MissingGrants> {
     let lines = missing(manifest, &grant.grants);
-    if lines.is_empty() { Ok(intersection(manifest, grant, secrets, surroundings)) } else { Err(MissingGrants { plugin: manifest.name.clone(), lines }) }
+    if lines.is_empty() {
+        Ok(intersection(manifest, grant, secrets, surroundings))
+    } else {
+        Err(MissingGrants { plugin: manifest.name.clone(), lines })
+    }
 }
 
 /// The intersection alone, required or not: what is left to a version that is active already when a grant is withdrawn.
@@ -306,7 +308,9 @@ mod tests {
 
     #[test]
     fn what_was_not_requested_is_not_there_however_much_is_granted() {
-        let generous = grant("[grants]\nkv = true\nhttp = [\"https://a.example\"]\ncommands = [\"enqueue:*\", \"read\"]\nenrollments = [\"read\", \"release\"]\ntimers = true\n");
+        let generous = grant(
+            "[grants]\nkv = true\nhttp = [\"https://a.example\"]\ncommands = [\"enqueue:*\", \"read\"]\nenrollments = [\"read\", \"release\"]\ntimers = true\n",
+        );
         let capabilities = meet(&manifest(""), &generous).settings.capabilities;
         assert!(capabilities.kv.is_none() && capabilities.http.is_none() && !capabilities.timers);
         assert_eq!(capabilities.enrollments, EnrollmentsGrant::default());
@@ -315,7 +319,9 @@ mod tests {
 
     #[test]
     fn a_missing_required_grant_is_answered_with_the_lines_to_paste() {
-        let manifest = manifest("[requests]\nkv = { bytes = \"1MiB\" }\nhttp = [\"https://api.acme.example\"]\nsecrets = [\"token\"]\ncommands = [\"enqueue:DeviceLock\"]\nenrollments = [\"read\"]\ntimers = true\n");
+        let manifest = manifest(
+            "[requests]\nkv = { bytes = \"1MiB\" }\nhttp = [\"https://api.acme.example\"]\nsecrets = [\"token\"]\ncommands = [\"enqueue:DeviceLock\"]\nenrollments = [\"read\"]\ntimers = true\n",
+        );
         let error = effective(&manifest, &Grant::default(), &Secrets::new(), &Surroundings::default()).unwrap_err();
         let text = error.to_string();
         let (_, pasted) = text.split_once("plugins.d/guard.toml:\n").unwrap();
@@ -344,10 +350,7 @@ mod tests {
 
     #[test]
     fn a_command_may_be_queued_if_both_name_it() {
-        let cases = [
-            ("\"enqueue:A\", \"enqueue:B\"", "\"enqueue:*\"", &["A", "B"][..]),
-            ("\"enqueue:*\"", "\"enqueue:B\"", &["B"]),
-        ];
+        let cases = [("\"enqueue:A\", \"enqueue:B\"", "\"enqueue:*\"", &["A", "B"][..]), ("\"enqueue:*\"", "\"enqueue:B\"", &["B"])];
         for (wished, granted, expected) in cases {
             let manifest = manifest(&format!("[requests]\ncommands = [{wished}]\noptional = [\"commands\"]\n"));
             let commands = meet(&manifest, &grant(&format!("[grants]\ncommands = [{granted}]\n"))).settings.capabilities.commands;

@@ -94,7 +94,7 @@ struct KeptLoaded {
     name: String,
     version: String,
     digest: String,
-    loaded: Result<KeptLoad, Rejection>,
+    outcome: Result<KeptLoad, Rejection>,
 }
 
 /// One name.
@@ -185,7 +185,8 @@ impl Slot {
         let mut hooks = self.hooks.clone().or_else(|| self.kept_hooks.clone()).unwrap_or_else(assumed);
         hooks.extend(self.kept_hooks.iter().flatten());
         let grant = if let GrantState::Read(file) = &self.grant { Some(&file.grant) } else { None };
-        let enforced = grant.is_none_or(|grant| grant.mode == Mode::Enforce || grant.overlays.values().any(|overlay| overlay.mode == Some(Mode::Enforce)));
+        let enforced =
+            grant.is_none_or(|grant| grant.mode == Mode::Enforce || grant.overlays.values().any(|overlay| overlay.mode == Some(Mode::Enforce)));
         let policy = |hook: Hook| grant.and_then(|grant| grant.on_failure.get(&hook)).copied().unwrap_or(hook.default_on_failure());
         hooks.into_iter().filter(|hook| hook.is_decision() && enforced).map(|hook| (hook, policy(hook))).collect()
     }
@@ -292,8 +293,8 @@ impl Coordinator {
                     self.loader.generation.fetch_max(version.generation, Ordering::Relaxed);
                     let loader = Arc::clone(&self.loader);
                     self.kept_loads.spawn(async move {
-                        let loaded = Box::pin(loader.load_kept(&name, &version)).await;
-                        KeptLoaded { name, version: version.manifest.version.to_string(), digest: version.digest.clone(), loaded }
+                        let outcome = Box::pin(loader.load_kept(&name, &version)).await;
+                        KeptLoaded { name, version: version.manifest.version.to_string(), digest: version.digest.clone(), outcome }
                     });
                 }
             }
@@ -310,9 +311,9 @@ impl Coordinator {
 
     fn take_kept(&mut self, loaded: Option<KeptLoaded>) {
         let now = self.clock.now();
-        let Some(KeptLoaded { name, version, digest, loaded }) = loaded else { return };
+        let Some(KeptLoaded { name, version, digest, outcome }) = loaded else { return };
         let Some(slot) = self.slots.get_mut(&name) else { return };
-        match loaded {
+        match outcome {
             // Meanwhile the directory may have given a newer one.
             Ok(_) if slot.active.is_some() => return,
             Ok(KeptLoad::Active(version)) => {
@@ -449,7 +450,9 @@ impl Coordinator {
         let owned = name.to_owned();
         let hooks = self.slots.get(name).and_then(|slot| slot.kept_hooks.clone().or_else(|| slot.hooks.clone())).unwrap_or_default();
         let remembered = hooks.clone();
-        if let Err(problem) = blocking(move || kept.remove(&owned, &remembered, now)).await.and_then(|removed| removed.map_err(|error| error.to_string())) {
+        if let Err(problem) =
+            blocking(move || kept.remove(&owned, &remembered, now)).await.and_then(|removed| removed.map_err(|error| error.to_string()))
+        {
             warn!(plugin = %name, "The kept version of plugin {name} cannot be removed: {problem}");
         }
         if let Err(error) = self.loader.end_schedules(name).await {
@@ -478,7 +481,8 @@ impl Coordinator {
             force: running.force,
         };
         if slot.active.is_none() && slot.candidate.is_none() {
-            slot.candidate = Some(CandidateStatus { state: CandidateState::Loading, stage: None, reason: None, version: None, digest: None, since: now });
+            slot.candidate =
+                Some(CandidateStatus { state: CandidateState::Loading, stage: None, reason: None, version: None, digest: None, since: now });
         }
         slot.running = Some(running);
         let (loader, reports) = (Arc::clone(&self.loader), self.reports.0.clone());
@@ -551,6 +555,11 @@ impl Coordinator {
             (ReloadResult::Disabled, None) => count(&name, stage, result),
             _ => {}
         }
+        match next {
+            Some(next) => self.start(&name, next),
+            // It may have changed while it was read.
+            None => self.scan().await,
+        }
         for Waiting { reply, generation } in running.waiting {
             let mut outcome = outcome.clone();
             // A notification was quicker than the request: what it activated is what was asked for.
@@ -558,12 +567,6 @@ impl Coordinator {
                 outcome.result = ReloadResult::Activated;
             }
             drop(reply.send(outcome));
-        }
-        if let Some(next) = next {
-            self.start(&name, next);
-        } else {
-            // It may have changed while it was read.
-            self.scan().await;
         }
     }
 
@@ -661,7 +664,11 @@ impl Slot {
     }
 }
 
-fn looks(plugins_dir: Option<&Path>, grants_dir: &Path, secrets: &BTreeMap<String, BTreeSet<PathBuf>>) -> io::Result<(Discovery, BTreeMap<String, Look>)> {
+fn looks(
+    plugins_dir: Option<&Path>,
+    grants_dir: &Path,
+    secrets: &BTreeMap<String, BTreeSet<PathBuf>>,
+) -> io::Result<(Discovery, BTreeMap<String, Look>)> {
     let discovery = discover(plugins_dir, grants_dir)?;
     let names: BTreeSet<&String> = discovery.plugins.keys().chain(&discovery.granted).chain(secrets.keys()).collect();
     let none = BTreeSet::new();
@@ -684,7 +691,8 @@ fn rejected_candidate(rejection: &Rejection, version: Option<String>, digest: Op
 }
 
 fn count(plugin: &str, stage: Stage, result: ReloadResult) {
-    metrics::counter!("wasmdm_plugin_reloads_total", "plugin" => plugin.to_owned(), "stage" => stage.as_str(), "result" => result.as_str()).increment(1);
+    metrics::counter!("wasmdm_plugin_reloads_total", "plugin" => plugin.to_owned(), "stage" => stage.as_str(), "result" => result.as_str())
+        .increment(1);
 }
 
 fn status_of(name: &str, slot: &Slot) -> PluginStatus {
@@ -696,7 +704,9 @@ fn status_of(name: &str, slot: &Slot) -> PluginStatus {
     };
     let grant = if let GrantState::Read(file) = &slot.grant { Some(&file.grant) } else { None };
     let on_failure: BTreeMap<&str, &str> = match effective {
-        Some(effective) => hooks.into_iter().flatten().filter(|hook| hook.is_decision()).map(|hook| (hook.as_str(), effective.on_failure(*hook).as_str())).collect(),
+        Some(effective) => {
+            hooks.into_iter().flatten().filter(|hook| hook.is_decision()).map(|hook| (hook.as_str(), effective.on_failure(*hook).as_str())).collect()
+        }
         None => slot.guarded().into_iter().map(|(hook, policy)| (hook.as_str(), policy.as_str())).collect(),
     };
     PluginStatus {

@@ -1,5 +1,7 @@
 //! Calls of plugins, good and hostile ones.
 
+#![cfg(test)]
+
 mod capabilities;
 mod events;
 mod hostile;

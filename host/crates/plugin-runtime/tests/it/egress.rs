@@ -1,5 +1,7 @@
 //! What plugins' outbound requests may reach, against servers on the loopback interface.
 
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};

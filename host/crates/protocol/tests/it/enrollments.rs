@@ -1,8 +1,8 @@
 //! Who a message is from. The texts of ids are NanoMDM's.
 
-use wasmdm_protocol::enrollment::{Enrollment, EnrollmentKind, Identifiers};
+use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, EnrollmentKind, Identifiers};
 
-/// UDID, UserID, UserShortName, EnrollmentID, EnrollmentUserID; `-` is absent.
+/// `UDID`, `UserID`, `UserShortName`, `EnrollmentID`, `EnrollmentUserID`; `-` is absent.
 fn resolve(parts: [&str; 5]) -> Result<Enrollment, (&'static str, &'static str)> {
     let [udid, user_id, user_short_name, enrollment_id, enrollment_user_id] = parts.map(|part| (part != "-").then(|| part.to_owned()));
     Identifiers { udid, user_id, user_short_name, enrollment_id, enrollment_user_id }.resolve().map_err(|error| (error.key, error.problem))
@@ -22,7 +22,7 @@ fn the_five_kinds_and_their_ids() {
         (["-", "A", "short", "E", "EU"], EnrollmentKind::UserEnrollment, "E:EU", Some("E")),
     ] {
         let enrollment = resolve(parts).unwrap();
-        assert_eq!((enrollment.kind, enrollment.id.as_str(), enrollment.parent.as_ref().map(|id| id.as_str())), (kind, id, parent), "{parts:?}");
+        assert_eq!((enrollment.kind, enrollment.id.as_str(), enrollment.parent.as_ref().map(EnrollmentId::as_str)), (kind, id, parent), "{parts:?}");
         assert_eq!(enrollment.device().as_str(), parent.unwrap_or(id));
     }
 }

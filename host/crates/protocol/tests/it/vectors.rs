@@ -28,7 +28,7 @@ fn signatures_of_devices_and_other_programs_verify() {
     for entry in fs::read_dir(&folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if !name.ends_with(".p7") {
+        if path.extension().is_none_or(|extension| extension != "p7") {
             continue;
         }
         seen += 1;

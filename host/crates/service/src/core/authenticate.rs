@@ -102,7 +102,12 @@ impl Core {
 
     /// Another certificate for a known device may be a re-enrollment or a takeover by a holder of any certificate of the authority: the
     /// operator can always see that it happened (edge case 19).
-    async fn takeover_audit(&self, request: &DeviceRequest, id: &wasmdm_protocol::enrollment::EnrollmentId, known: bool) -> Result<Option<AuditRow>, Refusal> {
+    async fn takeover_audit(
+        &self,
+        request: &DeviceRequest,
+        id: &wasmdm_protocol::enrollment::EnrollmentId,
+        known: bool,
+    ) -> Result<Option<AuditRow>, Refusal> {
         if !known || self.storage.certificate_binding(&request.certificate.sha256).await?.is_some() {
             return Ok(None);
         }

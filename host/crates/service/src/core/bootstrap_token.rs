@@ -9,7 +9,12 @@ use crate::message::DeviceRequest;
 use crate::reply::{Refusal, Reply};
 
 impl Core {
-    pub(super) async fn set_bootstrap_token(&self, request: DeviceRequest, message: CheckInMessage, set: SetBootstrapToken) -> Result<Reply, Refusal> {
+    pub(super) async fn set_bootstrap_token(
+        &self,
+        request: DeviceRequest,
+        message: CheckInMessage,
+        set: SetBootstrapToken,
+    ) -> Result<Reply, Refusal> {
         // The token belongs to the device, whichever channel brings it.
         let id = message.enrollment.device();
         let deleted = set.bootstrap_token.is_none();

@@ -1,5 +1,7 @@
 //! Simulated devices against a small server in this process.
 
+#![cfg(test)]
+
 mod devices;
 mod fleet;
 mod journal;

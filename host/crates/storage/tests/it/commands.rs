@@ -277,6 +277,7 @@ pub(crate) async fn an_unknown_target_does_not_fail_the_others(database: &Databa
 }
 
 pub(crate) async fn an_idempotency_key_is_one_command_per_origin_and_enrollment(database: &Database) {
+    database.subscribe("plugin:p", &["command.acknowledged"]).await;
     database.enroll("A").await;
     database.enroll("B").await;
     let options = CommandOptions { idempotency_key: Some("key".to_owned()), ..CommandOptions::default() };
@@ -288,6 +289,10 @@ pub(crate) async fn an_idempotency_key_is_one_command_per_origin_and_enrollment(
     database.poll("A").await;
     database.report("A", "C1", Status::Acknowledged).await;
     assert_eq!(queue("A", "C5", "api:ann").await, EnqueueOutcome::AlreadyQueued { uuid: "C1".to_owned() });
+    // With the key a plugin knows its own command again.
+    let answers = database.drain(200).await;
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].event.data["command"]["idempotency_key"], "key");
 }
 
 pub(crate) async fn a_collapse_key_replaces_what_was_not_yet_sent(database: &Database) {

@@ -43,7 +43,7 @@ pub(crate) async fn parallel_enqueues_keep_their_order_and_lose_nothing(database
     while let Some(done) = callers.join_next().await {
         done.unwrap();
     }
-    let mut next = vec![0; 10];
+    let mut next = [0; 10];
     let mut uuid = database.poll("A").await;
     let mut seen = 0;
     while let Some(sent) = uuid {

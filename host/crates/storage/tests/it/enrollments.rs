@@ -2,6 +2,7 @@ use crate::fixture::*;
 use bytes::Bytes;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::report::Status;
+use wasmdm_storage::commands::CommandOptions;
 use wasmdm_storage::enrollments::{Authenticated, EnrollmentFilter, TokenUpdated};
 use wasmdm_storage::events::EnrollmentState;
 
@@ -46,7 +47,7 @@ pub(crate) async fn a_user_of_a_device_that_is_not_enrolled_is_refused(database:
 pub(crate) async fn another_topic_than_that_of_authenticate_is_refused(database: &Database) {
     database.authenticate("A", 0).await;
     let mut update = token_update("A", 1);
-    update.topic = "com.apple.mgmt.External.other".to_owned();
+    update.topic.push_str(".other");
     assert!(refused(&database.storage().token_update(update).await.unwrap()));
     assert_eq!(state(database, "A").await, Some(EnrollmentState::Enrolling));
 }
@@ -106,7 +107,7 @@ pub(crate) async fn awaiting_configuration_is_set_and_released(database: &Databa
         update.awaiting_configuration = awaiting;
         database.storage().token_update(update).await.unwrap();
     }
-    database.queue_with("A", "C1", "DeviceConfigured", Default::default(), "api:test").await;
+    database.queue_with("A", "C1", "DeviceConfigured", CommandOptions::default(), "api:test").await;
     assert_eq!(database.poll("A").await.as_deref(), Some("C1"));
     database.report("A", "C1", Status::Acknowledged).await;
     assert_eq!(database.drain_topics(50).await, ["configuration.awaiting", "configuration.released"]);

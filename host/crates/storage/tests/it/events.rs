@@ -2,6 +2,7 @@ use crate::fixture::*;
 use bytes::Bytes;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::report::Status;
+use wasmdm_storage::commands::CommandOptions;
 use wasmdm_storage::outbox::Subscription;
 
 pub(crate) async fn nothing_is_written_without_a_subscription(database: &Database) {
@@ -111,7 +112,7 @@ pub(crate) async fn topics_filter_by_request_type_and_the_star_leaves_out_raw_on
     database.subscribe("plugin:typed", &["command.acknowledged:SecurityInfo"]).await;
     database.enroll("A").await;
     for (uuid, request_type) in [("C1", "SecurityInfo"), ("C2", "DeviceLock")] {
-        database.queue_with("A", uuid, request_type, Default::default(), "api:test").await;
+        database.queue_with("A", uuid, request_type, CommandOptions::default(), "api:test").await;
         database.poll("A").await;
         database.report("A", uuid, Status::Acknowledged).await;
     }

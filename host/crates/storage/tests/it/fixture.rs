@@ -217,7 +217,7 @@ pub(crate) fn certificate(name: &str) -> Certificate {
         *byte = of_name;
     }
     certificate.subject = format!("CN={name}");
-    certificate.issuer = "CN=authority".to_owned();
+    "CN=authority".clone_into(&mut certificate.issuer);
     certificate
 }
 

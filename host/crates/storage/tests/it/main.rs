@@ -1,6 +1,14 @@
 //! What the storage promises, on every database. A case takes a [`fixture::Database`] and says nothing of which it is; the table at the
 //! end of this file runs each case on each.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that fails says where; the exception for tests does not reach the cases and the fixture"
+)]
+
 mod audit;
 mod certificate_bindings;
 mod check;

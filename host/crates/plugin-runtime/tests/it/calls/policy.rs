@@ -56,10 +56,7 @@ async fn plugins_are_asked_by_order_and_then_by_name_and_a_deny_ends_it() {
 #[tokio::test]
 async fn quarantine_beats_allow_and_tags_add_up() {
     let server = Server::start().await;
-    server.activate([
-        server.named("a", &json!({ "behave": "quarantine" }), |_| ()),
-        server.named("b", &json!({ "behave": "allow" }), |_| ()),
-    ]);
+    server.activate([server.named("a", &json!({ "behave": "quarantine" }), |_| ()), server.named("b", &json!({ "behave": "allow" }), |_| ())]);
     let answer = server.decide("D").await;
     assert_eq!(answer.verdict, Verdict::Quarantine { by: String::from("a"), tags: vec![String::from("watched"), String::from("allowed")] });
 }
@@ -94,10 +91,12 @@ async fn a_failure_is_closed_unless_the_operator_says_open() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_whole_chain_ends_within_its_second() {
     let server = Server::start().await;
-    let slow = |name: &str| server.named(name, &json!({ "behave": "sleep" }), |effective| {
-        effective.settings.limits.wall.decision = Duration::from_millis(700);
-        effective.on_failure.insert(Hook::EnrollmentPolicy, OnFailure::Open);
-    });
+    let slow = |name: &str| {
+        server.named(name, &json!({ "behave": "sleep" }), |effective| {
+            effective.settings.limits.wall.decision = Duration::from_millis(700);
+            effective.on_failure.insert(Hook::EnrollmentPolicy, OnFailure::Open);
+        })
+    };
     server.activate([slow("a"), slow("b"), slow("c"), slow("d")]);
     let began = std::time::Instant::now();
     let answer = server.decide("D").await;
@@ -178,7 +177,9 @@ async fn the_plugin_is_told_who_asks_without_secrets() {
     server.activate([server.misbehaving("tell", |_| ())]);
     let Verdict::Deny { reason } = server.decide("D").await.verdict else { panic!() };
     assert!(reason.starts_with("D device com.apple.mgmt.External.test false true "), "{reason}");
-    for expected in [r#""serial_number":"SN-D""#, r#""tags":[]"#, r#""url_params":{}"#, r#""subject":"CN=device""#, r#""message_type":"Authenticate""#] {
+    for expected in
+        [r#""serial_number":"SN-D""#, r#""tags":[]"#, r#""url_params":{}"#, r#""subject":"CN=device""#, r#""message_type":"Authenticate""#]
+    {
         assert!(reason.contains(expected), "{expected} in {reason}");
     }
     server.activate([server.misbehaving("message", |_| ())]);

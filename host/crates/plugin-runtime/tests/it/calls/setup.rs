@@ -7,14 +7,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use wasmdm_plugin_runtime::call::{Called, Request};
-use wasmdm_plugin_runtime::effective::{Effective, EnrollmentsGrant, EnqueueGrant, KvGrant, Settings};
+use wasmdm_plugin_runtime::effective::{Effective, EnqueueGrant, EnrollmentsGrant, KvGrant, Settings};
+use wasmdm_plugin_runtime::egress;
 use wasmdm_plugin_runtime::engine::Engines;
 use wasmdm_plugin_runtime::enrollment_policy::PluginEnrollmentPolicy;
 use wasmdm_plugin_runtime::events::PluginSubscriber;
 use wasmdm_plugin_runtime::plugin::{LinkError, LinkedPlugin, PluginIdentity, link};
 use wasmdm_plugin_runtime::registry::{CurrentRegistry, Entry, Registry};
 use wasmdm_plugin_runtime::runtime::{Runtime, Services};
-use wasmdm_plugin_runtime::egress;
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::plist;
@@ -35,10 +35,7 @@ static COMPONENTS: LazyLock<Mutex<HashMap<String, Component>>> = LazyLock::new(M
 
 pub(crate) fn component(guest: &str) -> Component {
     let mut components = COMPONENTS.lock().unwrap();
-    components
-        .entry(guest.to_owned())
-        .or_insert_with(|| ENGINES.compile(&wasmdm_testkit::guests::build(guest)).unwrap())
-        .clone()
+    components.entry(guest.to_owned()).or_insert_with(|| ENGINES.compile(&wasmdm_testkit::guests::build(guest)).unwrap()).clone()
 }
 
 pub(crate) struct Server {
@@ -77,8 +74,7 @@ impl Server {
     }
 
     pub(crate) fn link(&self, name: &str, guest: &str, effective: Effective) -> Result<Arc<LinkedPlugin>, LinkError> {
-        let identity =
-            PluginIdentity { name: name.to_owned(), version: String::from("1.2.3"), digest: "ab".repeat(32), generation: 7 };
+        let identity = PluginIdentity { name: name.to_owned(), version: String::from("1.2.3"), digest: "ab".repeat(32), generation: 7 };
         link(&self.runtime, &component(guest), identity, effective).map(Arc::new)
     }
 
@@ -100,7 +96,7 @@ impl Server {
     /// One plugin's own answer.
     pub(crate) async fn call(&self, plugin: &LinkedPlugin, id: &str) -> Called {
         let candidate = candidate(id);
-        plugin.call(&TenantId::default(), Request::Decide { candidate: &candidate, within: Duration::from_secs(60) }).await
+        plugin.call(&TenantId::default(), Request::Decide { candidate: &candidate, within: Duration::from_mins(1) }).await
     }
 
     /// The chain's answer.
@@ -150,7 +146,7 @@ impl Server {
             partition: String::from("D"),
             owner: String::from("test"),
             epoch: 1,
-            until: self.clock.now().plus(Duration::from_secs(60)),
+            until: self.clock.now().plus(Duration::from_mins(1)),
         };
         let delivery = Delivery { sequence: 1, event, attempt: 1, conflicts: 0, first_failed_at: None };
         self.subscriber.deliver(&lease, &delivery).await

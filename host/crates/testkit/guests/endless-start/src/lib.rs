@@ -12,19 +12,15 @@ impl Guest for EndlessStart {
     }
 }
 
-/// Runs before the first export is called.
+/// What a component calls while it is instantiated.
 #[cfg(target_family = "wasm")]
-#[used]
-#[unsafe(link_section = ".init_array")]
-static AT_START: extern "C" fn() = {
-    extern "C" fn endless() {
-        let mut n = 0_u64;
-        loop {
-            n = std::hint::black_box(n.wrapping_add(1));
-        }
+#[unsafe(export_name = "_initialize")]
+extern "C" fn initialize() {
+    let mut n = 0_u64;
+    loop {
+        n = std::hint::black_box(n.wrapping_add(1));
     }
-    endless
-};
+}
 
 #[cfg(target_family = "wasm")]
 export!(EndlessStart);

@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use exports::wasmdm::plugin::{enrollment_policy, event_commands, event_sink, lifecycle, schedule};
 use wasmdm::plugin::kv::Precondition;
-use wasmdm::plugin::types::{
-    CallInfo, CommandBody, CommandOptions, Decision, Enrollment, Event, Failure, Input, NewCommand,
-};
+use wasmdm::plugin::types::{CallInfo, CommandBody, CommandOptions, Decision, Enrollment, Event, Failure, Input, NewCommand};
 use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, runtime, timers};
 
 struct Misbehaving;
@@ -206,14 +204,8 @@ fn forbidden_writes(id: &str) -> String {
     fn code<T>(answer: Result<T, Failure>) -> String {
         answer.err().map_or_else(|| "ok".to_owned(), |failure| failure.code)
     }
-    let request = http::Request {
-        method: "GET".into(),
-        url: "http://127.0.0.1:1/".into(),
-        url_template: false,
-        headers: vec![],
-        body: None,
-        timeout_ms: None,
-    };
+    let request =
+        http::Request { method: "GET".into(), url: "http://127.0.0.1:1/".into(), url_template: false, headers: vec![], body: None, timeout_ms: None };
     [
         code(commands::enqueue(&[id.to_owned()], &command("DeviceLock"))),
         code(commands::cancel(id, "UUID")),
@@ -287,13 +279,16 @@ impl event_sink::Guest for Misbehaving {
         let id = occurrence.who.map(|who| who.id).unwrap_or_default();
         match behaviour.as_str() {
             "fail" => Err(failure("refused", "never again")),
-            "fail-later" => {
-                Err(Failure { retryable: true, retry_after_ms: Some(1_500), ..failure("unavailable", "the other side is down") })
-            }
+            "fail-later" => Err(Failure { retryable: true, retry_after_ms: Some(1_500), ..failure("unavailable", "the other side is down") }),
             "enqueue" => {
                 let outcomes = commands::enqueue(&[id.clone(), "STRANGER".to_owned()], &command(&setting("command")))?;
                 let pending = commands::pending(&id)?;
-                kv::put("outcomes", format!("{} {} {}", outcomes[0].state, outcomes[1].state, pending.len()).as_bytes(), &Precondition::Anything, None)?;
+                kv::put(
+                    "outcomes",
+                    format!("{} {} {}", outcomes[0].state, outcomes[1].state, pending.len()).as_bytes(),
+                    &Precondition::Anything,
+                    None,
+                )?;
                 Ok(())
             }
             "tag" => {
@@ -321,7 +316,12 @@ impl event_sink::Guest for Misbehaving {
                 };
                 for _ in 0..setting("times").parse().unwrap_or(1) {
                     let response = http::send(&request)?;
-                    kv::put("answer", format!("{} {}", response.status, String::from_utf8_lossy(&response.body)).as_bytes(), &Precondition::Anything, None)?;
+                    kv::put(
+                        "answer",
+                        format!("{} {}", response.status, String::from_utf8_lossy(&response.body)).as_bytes(),
+                        &Precondition::Anything,
+                        None,
+                    )?;
                 }
                 Ok(())
             }

@@ -1,2 +1,0 @@
-#[path = "it/loading.rs"]
-mod loading;
