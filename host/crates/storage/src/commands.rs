@@ -220,15 +220,18 @@ impl Storage {
         .await
     }
 
-    /// Stores a report and takes the next command, in one transaction. After a report no command that stands at `NotNow` or was sent is offered.
+    /// Stores a report and takes the next command, in one transaction. After a report no command that stands at `NotNow` is offered, and one
+    /// that was sent only if the report is a repeated one: its answer was lost.
     pub async fn report(&self, report: ReportInput, want_next: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
         let input = Arc::new(report);
         self.write(Class::Answer, move |tx| {
             let input = Arc::clone(&input);
             Box::pin(async move {
                 let recorded = report_of(tx, &input).await?;
+                // A device that reports the same again has not read the answer, and so not the command in it: that one comes first.
+                let reoffer_sent = recorded == Recorded::Repeated;
                 let next =
-                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &input.id, false, input.now).await? } else { None };
+                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &input.id, reoffer_sent, input.now).await? } else { None };
                 Ok(Outcome::Commit((recorded, next)))
             })
         })

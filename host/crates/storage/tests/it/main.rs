@@ -65,7 +65,7 @@ cases! {
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,
         an_idle_re_offers_what_was_sent_when_asked_to,
-        a_report_never_offers_what_was_sent_or_deferred,
+        a_report_offers_what_was_sent_only_if_its_own_answer_was_lost,
         not_now_is_offered_again_by_the_next_idle_only,
         not_now_after_another_delivery_is_no_repetition,
         the_first_final_report_wins,
