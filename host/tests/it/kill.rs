@@ -60,6 +60,7 @@ async fn twenty_kills_lose_nothing_that_was_confirmed() {
                     devices: DEVICES,
                     first,
                     connections: 16,
+                    run: first,
                     serial_prefix: Some("KILL".to_owned()),
                     escrow: true,
                     behaviour: Behaviour { not_now_first: 1, ..Behaviour::default() },

@@ -230,8 +230,11 @@ impl Storage {
                 let recorded = report_of(tx, &input).await?;
                 // A device that reports the same again has not read the answer, and so not the command in it: that one comes first.
                 let reoffer_sent = recorded == Recorded::Repeated;
-                let next =
-                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &input.id, reoffer_sent, input.now).await? } else { None };
+                let next = if want_next && recorded != Recorded::Refused {
+                    next(tx, &input.tenant, &input.id, reoffer_sent, input.now).await?
+                } else {
+                    None
+                };
                 Ok(Outcome::Commit((recorded, next)))
             })
         })
