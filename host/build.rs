@@ -1,6 +1,8 @@
 //! Builds the plugins that `wasmdm demo` carries, from their sources in this repository, so that an installed `wasmdm` needs no
 //! toolchain to show them.
 
+#![expect(clippy::expect_used, clippy::panic, reason = "a build that cannot go on says why and ends")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};

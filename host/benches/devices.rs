@@ -4,7 +4,13 @@
 //!
 //! `cargo bench -p wasmdm` (`-- --devices 2000 --seconds 5` are the defaults).
 
-#![expect(clippy::print_stdout, clippy::expect_used, clippy::panic, reason = "a program for people, which ends at the first thing that is wrong")]
+#![expect(
+    clippy::print_stdout,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a program for people, which ends at the first thing that is wrong"
+)]
 
 #[path = "../tests/it/process.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]

@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
             Command::Simulate(options) => command::simulate::run(*options).await,
             Command::Plugin(plugin) => command::plugin::run(plugin).await,
             Command::Db(db) => command::db::run(db).await,
-            Command::CompilePlugin => Ok(ExitCode::from(wasmdm_plugin_runtime::loading::compile_child_main())),
+            Command::CompilePlugin => Ok(wasmdm_plugin_runtime::loading::compile_child_main()),
         }
     });
     match outcome {

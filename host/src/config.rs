@@ -19,7 +19,7 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<String>,
 
-    /// Database: sqlite, or sqlite://PATH [default: sqlite in the data directory]
+    /// Database: `sqlite`, or `sqlite://PATH` [default: sqlite in the data directory]
     #[arg(long, env = "WASMDM_DATABASE", value_name = "URL")]
     pub database: Option<String>,
 
@@ -73,7 +73,7 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_LOG_FORMAT", value_enum, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
-    /// Level, or levels by target: info, debug, info,wasmdm_service=debug [default: info]
+    /// Level, or levels by target: `info`, `debug`, `info,wasmdm_service=debug` [default: info]
     #[arg(long, env = "WASMDM_LOG_LEVEL", value_name = "FILTER")]
     pub log_level: Option<String>,
 }

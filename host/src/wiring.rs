@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -108,7 +109,7 @@ impl RunningServer {
             identity,
             api_key,
             budget: BodyBudget::new(tracker.clone()),
-            metrics,
+            metrics: metrics.clone(),
         });
         let outbox = Outbox::new(
             storage.clone(),
@@ -120,6 +121,7 @@ impl RunningServer {
         );
         tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
+        tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
         tracker.spawn(http::listener::serve(listener, http::router(app), config.max_connections, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
         Ok(Self { address, plugins, storage, shutdown, tracker })
@@ -143,6 +145,16 @@ async fn expire_commands(storage: Storage, clock: Arc<dyn Clock>, shutdown: Canc
         }
         tokio::select! {
             () = tokio::time::sleep(EXPIRY_LOOK) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Samples of histograms wait in memory until somebody asks for them, or this does.
+async fn keep_metrics_small(metrics: PrometheusHandle, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(EXPIRY_LOOK) => metrics.run_upkeep(),
             () = shutdown.cancelled() => return,
         }
     }

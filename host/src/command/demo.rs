@@ -43,7 +43,7 @@ pub struct DemoOptions {
 /// Devices that the first version of the policy refuses.
 const UNLISTED: u64 = 2;
 /// How long a step may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Runs it, printing to standard output.
 pub async fn run(options: DemoOptions) -> anyhow::Result<ExitCode> {

@@ -22,8 +22,16 @@ pub const REPORT_LIMIT: usize = 32 << 20;
 pub const COMMAND_LIMIT: usize = 16 << 20;
 /// All bodies in flight together.
 const BUDGET_KIB: usize = 256 << 10;
-/// A whole body must have arrived by then.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a body may pause.
+const PAUSE: Duration = Duration::from_secs(20);
+/// A whole body must have arrived by then: 32 MiB at the rate of a slow mobile connection.
+const PATIENCE: Duration = Duration::from_mins(10);
+/// A body that is thrown away must end by then.
+const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
+/// Room for small bodies that large ones cannot take: check-ins and polls go on whatever else is in flight.
+const RESERVED_KIB: usize = 32 << 10;
+/// What counts as small.
+const SMALL: usize = 64 << 10;
 /// How much of a refused body is read and thrown away, so that the client can read the answer.
 const DRAIN_LIMIT: usize = 1 << 30;
 /// How a body of unknown length grows.
@@ -35,18 +43,25 @@ const RATIO: usize = 100;
 #[derive(Debug, Clone)]
 pub struct BodyBudget {
     kibibytes: Arc<Semaphore>,
+    reserved: Arc<Semaphore>,
     drains: TaskTracker,
 }
 
 impl BodyBudget {
     /// A full budget; `tracker` waits at shutdown for bodies that are being thrown away.
     pub fn new(tracker: TaskTracker) -> Self {
-        Self { kibibytes: Arc::new(Semaphore::new(BUDGET_KIB)), drains: tracker }
+        Self { kibibytes: Arc::new(Semaphore::new(BUDGET_KIB - RESERVED_KIB)), reserved: Arc::new(Semaphore::new(RESERVED_KIB)), drains: tracker }
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
         let kibibytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         Arc::clone(&self.kibibytes).try_acquire_many_owned(kibibytes).map_err(|_| BodyError::Budget)
+    }
+
+    /// The share of a body that is still small.
+    fn take_small(&self) -> Result<OwnedSemaphorePermit, BodyError> {
+        let kibibytes = u32::try_from(SMALL / 1024).unwrap_or(u32::MAX);
+        Arc::clone(&self.reserved).try_acquire_many_owned(kibibytes).or_else(|_| self.take(SMALL))
     }
 
     /// Reads and discards what is left of a body after the answer is on its way: a client that is still sending would otherwise lose
@@ -63,7 +78,7 @@ impl BodyBudget {
                 }
             };
             // Whether it ended or not: the connection is closed after this.
-            drop(tokio::time::timeout(PATIENCE, discard).await);
+            drop(tokio::time::timeout(DRAIN_PATIENCE, discard).await);
         });
     }
 }
@@ -73,7 +88,32 @@ impl BodyBudget {
 pub struct HeldBody {
     /// Decoded.
     pub bytes: Bytes,
-    _share: OwnedSemaphorePermit,
+    _share: Share,
+}
+
+/// What a body takes of the budget: a small part of its own, and as much more as it has really sent.
+#[derive(Debug)]
+struct Share {
+    _small: OwnedSemaphorePermit,
+    large: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    /// Room for `length` bytes that are there; what was only announced takes nothing.
+    fn grow(&mut self, budget: &BodyBudget, length: usize) -> Result<(), BodyError> {
+        let held = self.large.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let missing = length.saturating_sub(SMALL).div_ceil(1024).saturating_sub(held);
+        if missing == 0 {
+            return Ok(());
+        }
+        // Whole segments, so that a body of many small frames does not ask for each.
+        let more = budget.take(missing.saturating_mul(1024).max(SEGMENT))?;
+        match &mut self.large {
+            Some(large) => large.merge(more),
+            None => self.large = Some(more),
+        }
+        Ok(())
+    }
 }
 
 /// Why a body was not read.
@@ -89,7 +129,7 @@ pub enum BodyError {
     #[error("too many large bodies are in flight")]
     Budget,
     /// 408 would be the client's word; the connection is of no more use.
-    #[error("the body did not arrive within {PATIENCE:?}")]
+    #[error("the body paused for {PAUSE:?}, or did not end within {PATIENCE:?}")]
     Slow,
     /// 400.
     #[error("{0}")]
@@ -121,30 +161,25 @@ pub async fn read(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limi
     decode(budget, headers, bytes, share, limit).await
 }
 
-async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize) -> Result<(Bytes, OwnedSemaphorePermit), BodyError> {
+async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize) -> Result<(Bytes, Share), BodyError> {
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
-    let mut share = budget.take(announced.unwrap_or(0))?;
+    let mut share = Share { _small: budget.take_small()?, large: None };
     let receive = async {
-        // An announced body gets its room at once. One that is not grows by segments, because doubling a buffer takes three times the
-        // memory of the body.
+        // Grown by segments: doubling a buffer takes three times the memory of the body.
         let mut segments = Vec::new();
-        let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT));
+        let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT).min(SEGMENT));
         let mut length = 0;
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = tokio::time::timeout(PAUSE, body.frame()).await.map_err(|_| BodyError::Slow)? {
             let frame = frame.map_err(|error| BodyError::Broken(format!("the body broke off: {error}")))?;
             let Ok(data) = frame.into_data() else { continue };
             length += data.len();
             if length > limit {
                 return Err(BodyError::TooLarge { limit });
             }
-            // A chunked body takes its share as it grows.
-            let missing = length.div_ceil(1024).saturating_sub(share.num_permits());
-            if missing > 0 {
-                share.merge(budget.take(missing.saturating_mul(1024))?);
-            }
+            share.grow(budget, length)?;
             if segment.len() + data.len() > segment.capacity() {
                 segments.push(std::mem::replace(&mut segment, BytesMut::with_capacity(SEGMENT.max(data.len()))).freeze());
             }
@@ -161,7 +196,7 @@ async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limi
 }
 
 /// Undoes a Content-Encoding; a device signs what it encoded, so everything after this sees only the decoded bytes (edge case 6).
-async fn decode(budget: &BodyBudget, headers: &HeaderMap, bytes: Bytes, share: OwnedSemaphorePermit, limit: usize) -> Result<HeldBody, BodyError> {
+async fn decode(budget: &BodyBudget, headers: &HeaderMap, bytes: Bytes, mut share: Share, limit: usize) -> Result<HeldBody, BodyError> {
     let encoding = headers.get(header::CONTENT_ENCODING).map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase());
     let reader: fn(&[u8]) -> Box<dyn std::io::Read + '_> = match encoding.as_deref() {
         None | Some("" | "identity") => return Ok(HeldBody { bytes, _share: share }),
@@ -170,7 +205,7 @@ async fn decode(budget: &BodyBudget, headers: &HeaderMap, bytes: Bytes, share: O
         Some(other) => return Err(BodyError::Encoding(other.chars().take(40).collect())),
     };
     let most = limit.min(bytes.len().saturating_mul(RATIO));
-    let share = budget.take(most)?;
+    share.grow(budget, most)?;
     let decoded = tokio::task::spawn_blocking(move || {
         let mut decoded = Vec::new();
         reader(&bytes)

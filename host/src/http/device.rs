@@ -147,8 +147,7 @@ fn url_params(query: &str) -> Result<BTreeMap<String, String>, Refusal> {
 fn reply_response(reply: Reply) -> Response {
     let body = match reply {
         Reply::Empty => return StatusCode::OK.into_response(),
-        Reply::Plist(body) => body,
-        Reply::Command { body, .. } => body,
+        Reply::Plist(body) | Reply::Command { body, .. } => body,
     };
     // A command goes out as it was queued; a binary one is not XML.
     let content_type = if body.starts_with(b"bplist") { "application/octet-stream" } else { "text/xml; charset=utf-8" };

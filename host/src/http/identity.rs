@@ -14,7 +14,7 @@ use wasmdm_service::reply::Refusal;
 /// Chains whose verdict is remembered.
 const VERIFIED_CHAINS: u64 = 100_000;
 /// A verdict is looked at again after this, whatever the certificate says.
-const VERDICT_AGE: Duration = Duration::from_secs(3600);
+const VERDICT_AGE: Duration = Duration::from_hours(1);
 /// As Apple's devices send it.
 const SIGNATURE: HeaderName = HeaderName::from_static("mdm-signature");
 

@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 use tracing::{debug, warn};
 
 /// For a request's head, and for the next one on a connection that is kept.
-const HEAD_PATIENCE: Duration = Duration::from_secs(60);
+const HEAD_PATIENCE: Duration = Duration::from_mins(1);
 /// One request's head: a signature with a chain of certificates fits many times.
 const HEAD_LIMIT: usize = 256 << 10;
 const HEADERS: usize = 100;

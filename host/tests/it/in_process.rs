@@ -67,7 +67,10 @@ impl Server {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the outbox did not become empty: {:#?}", self.running.storage.dead_letters(&Default::default(), 10).await);
+        panic!(
+            "the outbox did not become empty: {:#?}",
+            self.running.storage.dead_letters(&wasmdm_protocol::enrollment::TenantId::default(), 10).await
+        );
     }
 
     async fn until(&self, what: &str, mut happened: impl FnMut() -> bool) {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio_util::task::TaskTracker;
+
 use wasmdm::bundled::{ENROLLMENT_BASELINE, SERIAL_ALLOW_LIST};
 use wasmdm_simulator::fleet::FleetOptions;
 use wasmdm_simulator::journal::read_journal;
@@ -53,7 +55,7 @@ async fn twenty_kills_lose_nothing_that_was_confirmed() {
     let finished = Arc::new(AtomicU64::new(0));
     let fleets = {
         let (over, finished, url, journal) = (Arc::clone(&over), Arc::clone(&finished), server.url(), Arc::clone(&journal));
-        tokio::spawn(async move {
+        TaskTracker::new().spawn(async move {
             let mut first = 1;
             while !over.load(Ordering::Relaxed) {
                 let options = FleetOptions {

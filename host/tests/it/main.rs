@@ -1,5 +1,8 @@
 //! The whole server over real HTTP, with simulated devices and plugins built from source.
 
+#![cfg(test)]
+
+mod alternating_builds;
 mod api;
 mod demo;
 mod devices;
@@ -7,6 +10,7 @@ mod enrollment_baseline;
 mod hostile_input;
 mod in_process;
 mod kill;
+mod misbehaving_plugins;
 mod nanomdm;
 mod plugins;
 mod process;

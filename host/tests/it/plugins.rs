@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
+use tokio_util::task::TaskTracker;
 use wasmdm::bundled::SERIAL_ALLOW_LIST;
 use wasmdm_simulator::{Answer, Authority, Connection, Device, DeviceOptions};
 
@@ -65,12 +66,12 @@ pub(crate) struct Pollers {
 impl Pollers {
     pub(crate) fn start(server: &ServerProcess, devices: Vec<Device>) -> Self {
         let (stop, failures) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let url = server.url();
+        let (url, tracker) = (server.url(), TaskTracker::new());
         let tasks = devices
             .into_iter()
             .map(|mut device| {
                 let (stop, failures, url) = (Arc::clone(&stop), Arc::clone(&failures), url.clone());
-                tokio::spawn(async move {
+                tracker.spawn(async move {
                     let mut connection = Connection::to(&url).unwrap();
                     device.prepare_idle().unwrap();
                     let mut latencies = Vec::new();

@@ -50,7 +50,8 @@ async fn copied_out_of_the_repository_it_builds_passes_the_check_and_decides_in_
     let home = Home::new(&authority.root_pem());
     let name = manifest.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
     let grant = |minimum: &str| {
-        std::fs::write(home.grants().join(format!("{name}.toml")), format!("enabled = true\n[config]\nminimum_os = \"{minimum}\"\n")).unwrap()
+        let path = home.grants().join(format!("{name}.toml"));
+        std::fs::write(path, format!("enabled = true\n[config]\nminimum_os = \"{minimum}\"\n")).unwrap();
     };
     grant("99.0");
     install(&home.plugins(), &name, &manifest, &std::fs::read(built).unwrap());

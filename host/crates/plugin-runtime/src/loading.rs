@@ -178,7 +178,7 @@ impl PluginHost {
             settled: watch::Sender::new(false),
         });
         let mut coordinator = Coordinator::new(Arc::clone(&loader), Arc::clone(&shown), Arc::clone(&clock), tracker.clone());
-        coordinator.load_kept(KEPT_LOAD).await;
+        coordinator.load_kept(KEPT_LOAD).await.map_err(at(&data_dir))?;
         let look_now = Arc::new(Notify::new());
         let (reloads, waiting) = mpsc::channel(WAITING_RELOADS);
         tracker.spawn(coordinator.run(Arc::clone(&look_now), waiting, shutdown.clone()));

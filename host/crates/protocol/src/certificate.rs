@@ -21,6 +21,7 @@ use x509_parser::x509::X509Version;
 pub use anchors::{ChainError, TrustAnchors};
 use constraints::Constraints;
 
+use crate::ber::{self, Reader};
 use crate::signature::{self, Hash, PublicKey, Scheme};
 use crate::time::Timestamp;
 
@@ -39,6 +40,9 @@ pub struct Certificate {
     pub not_before: Timestamp,
     /// The last moment at which it is valid.
     pub not_after: Timestamp,
+    /// SHA-256 of what the issuer signed. Unlike `sha256` it cannot be changed by whoever holds the certificate: an elliptic-curve
+    /// signature has a second valid form, so the same certificate can be written in two ways.
+    pub identity: [u8; 32],
     details: Details,
 }
 
@@ -111,12 +115,16 @@ impl Certificate {
         if certificate.signature_algorithm != certificate.tbs_certificate.signature {
             return Err(CertificateError::new("it names two signature algorithms"));
         }
+        if !is_canonical(&der) {
+            return Err(CertificateError::new("it is not written in DER"));
+        }
         let details = Details::of(&der, &certificate)?;
-        let mut sha256 = [0; 32];
-        sha256.copy_from_slice(digest::digest(&digest::SHA256, &der).as_ref());
+        let sha256 = sha256_of(&der);
+        let identity = sha256_of(&details.signed);
         let validity = certificate.validity();
         Ok(Self {
             sha256,
+            identity,
             subject: names::rfc4514(certificate.subject()),
             issuer: names::rfc4514(certificate.issuer()),
             not_before: seconds(validity.not_before.timestamp()),
@@ -212,5 +220,67 @@ fn part(der: &Bytes, part: &[u8]) -> Bytes {
     match start.checked_add(part.len()) {
         Some(end) if end <= der.len() => der.slice(start..end),
         _ => Bytes::copy_from_slice(part),
+    }
+}
+
+fn sha256_of(bytes: &[u8]) -> [u8; 32] {
+    let mut sha256 = [0; 32];
+    sha256.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    sha256
+}
+
+/// Whether nothing outside of what the issuer signed could be written in another way: no further element, no longer length, no other name
+/// for the algorithm. Otherwise the holder of a certificate could make new ones of it, each with a fingerprint of its own.
+fn is_canonical(der: &[u8]) -> bool {
+    const BIT_STRING: u8 = 0x03;
+    const VERSION: u8 = 0xA0;
+    let parts = || {
+        let mut outer = Reader::new(der).expect(ber::SEQUENCE)?.reader();
+        let signed = outer.expect(ber::SEQUENCE)?;
+        let algorithm = outer.expect(ber::SEQUENCE)?;
+        let signature = outer.expect(BIT_STRING)?;
+        let mut fields = signed.reader();
+        fields.optional(VERSION);
+        fields.expect(ber::INTEGER)?;
+        let signed_algorithm = fields.expect(ber::SEQUENCE)?;
+        Some((signed, algorithm, signature, signed_algorithm))
+    };
+    let Some((signed, algorithm, signature, signed_algorithm)) = parts() else { return false };
+    let content = [signed.whole, &ber::der(ber::SEQUENCE, algorithm.content), &ber::der(BIT_STRING, signature.content)].concat();
+    algorithm.whole == signed_algorithm.whole && signature.content.first() == Some(&0) && ber::der(ber::SEQUENCE, &content) == der
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written_otherwise(certificate: &[u8]) -> Vec<Vec<u8>> {
+        let outer = Reader::new(certificate).next().unwrap();
+        let mut parts = outer.reader();
+        let (signed, algorithm, signature) = (parts.next().unwrap().whole, parts.next().unwrap(), parts.next().unwrap());
+        let long = |tag: u8, content: &[u8]| {
+            [&[tag, 0x84, 0, 0, u8::try_from(content.len() >> 8).unwrap(), u8::try_from(content.len() & 0xFF).unwrap()], content].concat()
+        };
+        let longer_algorithm = long(ber::SEQUENCE, algorithm.content);
+        let longer_signature = long(0x03, signature.content);
+        vec![
+            ber::der(ber::SEQUENCE, &[outer.content, &[0x05, 0x00]].concat()),
+            long(ber::SEQUENCE, outer.content),
+            ber::der(ber::SEQUENCE, &[signed, &longer_algorithm, signature.whole].concat()),
+            ber::der(ber::SEQUENCE, &[signed, algorithm.whole, &longer_signature].concat()),
+        ]
+    }
+
+    /// With such a copy an enrolled device could have passed for one that was never bound, and taken over any other.
+    #[test]
+    fn a_certificate_cannot_be_written_in_another_way_by_its_holder() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = rcgen::CertificateParams::new(vec![]).unwrap().self_signed(&key).unwrap();
+        let original = Certificate::from_der(certificate.der().to_vec()).unwrap();
+        for (number, copy) in written_otherwise(certificate.der()).into_iter().enumerate() {
+            assert_ne!(copy, certificate.der().to_vec());
+            assert!(Certificate::from_der(copy).is_err(), "copy {number}");
+        }
+        assert_ne!(original.identity, original.sha256);
     }
 }

@@ -30,7 +30,7 @@ impl<S: Service> CertificateBinding<S> {
     }
 
     async fn check(&self, request: &mut DeviceRequest, message: &mut Message) -> Result<(), Refusal> {
-        let bound = self.storage.certificate_binding(&request.certificate.sha256).await?;
+        let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
         match message {
             Message::CheckIn(check_in) if matches!(check_in.check_in, CheckIn::Authenticate(_)) => {
                 let device = check_in.enrollment.device();
@@ -85,7 +85,7 @@ impl<S: Service> CertificateBinding<S> {
 }
 
 impl<S: Service> Service for CertificateBinding<S> {
-    fn handle<'a>(&'a self, mut request: DeviceRequest, mut message: Message) -> BoxFuture<'a, Result<Reply, Refusal>> {
+    fn handle(&self, mut request: DeviceRequest, mut message: Message) -> BoxFuture<'_, Result<Reply, Refusal>> {
         Box::pin(async move {
             self.check(&mut request, &mut message).await?;
             self.inner.handle(request, message).await

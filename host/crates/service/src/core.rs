@@ -56,7 +56,7 @@ impl Core {
 }
 
 impl Service for Core {
-    fn handle<'a>(&'a self, request: DeviceRequest, message: Message) -> BoxFuture<'a, Result<Reply, Refusal>> {
+    fn handle(&self, request: DeviceRequest, message: Message) -> BoxFuture<'_, Result<Reply, Refusal>> {
         Box::pin(async move {
             match message {
                 Message::CheckIn(message) => self.check_in(request, *message).await,

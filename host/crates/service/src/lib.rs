@@ -22,5 +22,5 @@ use crate::reply::{Refusal, Reply};
 /// Answers one message of a device. Layers wrap it.
 pub trait Service: std::fmt::Debug + Send + Sync + 'static {
     /// `request` says who sent it, by a certificate whose chain was verified.
-    fn handle<'a>(&'a self, request: DeviceRequest, message: Message) -> BoxFuture<'a, Result<Reply, Refusal>>;
+    fn handle(&self, request: DeviceRequest, message: Message) -> BoxFuture<'_, Result<Reply, Refusal>>;
 }

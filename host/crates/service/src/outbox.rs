@@ -25,15 +25,15 @@ use crate::subscriber::{Delivered, Subscriber};
 /// Partitions served at once.
 const WORKERS: usize = 32;
 /// A worker that does not renew its lease for so long is taken for dead.
-const LEASE: Duration = Duration::from_secs(60);
+const LEASE: Duration = Duration::from_mins(1);
 /// Deliveries of one partition before others get a turn.
 const TURN: usize = 64;
 /// Conflicts in a row that are tried again at once and not counted.
 const CONFLICTS: u32 = 5;
 const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(600);
+const LONGEST_RETRY: Duration = Duration::from_mins(10);
 /// Then an event becomes a dead letter.
-const GIVE_UP: Duration = Duration::from_secs(72 * 3600);
+const GIVE_UP: Duration = Duration::from_hours(72);
 /// A look at the database even if nothing was announced: another node may have written.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -189,7 +189,8 @@ impl Outbox {
             Delivered::Failed { error, retryable, retry_after, by } => {
                 let overdue = delivery.first_failed_at.is_some_and(|first| now.since(first) >= GIVE_UP);
                 if retryable && !overdue {
-                    let wait = retry_after.unwrap_or_else(|| self.backoff(delivery.attempt)).min(LONGEST_RETRY);
+                    // A plugin that asks for no wait at all would keep a worker and the disk busy.
+                    let wait = retry_after.map_or_else(|| self.backoff(delivery.attempt), |wait| wait.max(FIRST_RETRY)).min(LONGEST_RETRY);
                     self.failing.lock().insert((lease.tenant.clone(), lease.subscriber.clone()));
                     (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", Vec::new())
                 } else {

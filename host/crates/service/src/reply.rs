@@ -45,7 +45,7 @@ pub enum Refusal {
         /// What was asked for.
         reason: String,
     },
-    /// 410: this user is not to be managed (UserAuthenticate).
+    /// 410: this user is not to be managed (`UserAuthenticate`).
     #[error("declined")]
     Declined,
     /// 503 with Retry-After: try again.
@@ -77,6 +77,8 @@ impl Refusal {
 impl From<StorageError> for Refusal {
     fn from(error: StorageError) -> Self {
         match error {
+            // What a plugin wrote cannot be stored, for instance because it is over its quota: that is not the device's fault.
+            StorageError::Invalid { field: "effects", .. } => Self::unavailable(error.to_string()),
             StorageError::Invalid { .. } => Self::bad_request(error.to_string()),
             _ => Self::unavailable(error.to_string()),
         }

@@ -16,20 +16,20 @@ pub struct Binding {
     pub replaced: bool,
 }
 
-pub(crate) const SELECT_BINDING: &str = "SELECT tenant_id, enrollment_id, replaced FROM certificate_bindings WHERE sha256 = ?";
+pub(crate) const SELECT_BINDING: &str = "SELECT tenant_id, enrollment_id, replaced FROM certificate_bindings WHERE identity = ?";
 
 impl Storage {
-    /// By SHA-256 of the certificate. Cached with a bound; the cache follows commits.
-    pub async fn certificate_binding(&self, sha256: &[u8; 32]) -> Result<Option<Binding>, StorageError> {
-        let (cached, changes) = self.inner.memory.cached_binding(sha256);
+    /// By the certificate's `identity`. Cached with a bound; the cache follows commits.
+    pub async fn certificate_binding(&self, identity: &[u8; 32]) -> Result<Option<Binding>, StorageError> {
+        let (cached, changes) = self.inner.memory.cached_binding(identity);
         if cached.is_some() {
             return Ok(cached);
         }
-        let Some(row) = self.read_one(SELECT_BINDING, args![hex(sha256)]).await? else {
+        let Some(row) = self.read_one(SELECT_BINDING, args![hex(identity)]).await? else {
             return Ok(None);
         };
         let binding = binding(&row)?;
-        self.inner.memory.cache_binding(*sha256, binding.clone(), changes);
+        self.inner.memory.cache_binding(*identity, binding.clone(), changes);
         Ok(Some(binding))
     }
 }

@@ -372,7 +372,8 @@ const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE enrollment_id = ? A
     (SELECT sequence FROM orphan_reports WHERE enrollment_id = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?)";
 const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
     ORDER BY sequence DESC LIMIT ?";
-const SELECT_CHANNEL: &str = "SELECT state, quarantined_by, parent_id FROM enrollments WHERE id = ? AND tenant_id = ?";
+const SELECT_CHANNEL: &str = "SELECT e.state, COALESCE(p.quarantined_by, e.quarantined_by), e.parent_id FROM enrollments e \
+    LEFT JOIN enrollments p ON p.id = e.parent_id WHERE e.id = ? AND e.tenant_id = ?";
 
 macro_rules! select_status {
     ($rest:literal) => {

@@ -181,6 +181,11 @@ impl Storage {
         self.token(tenant, id, BOOTSTRAP_TOKEN).await
     }
 
+    /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict, reason?}`.
+    pub async fn decisions(&self, id: &EnrollmentId) -> Result<Option<Value>, StorageError> {
+        self.read_one(SELECT_DECISIONS, args![id.as_str()]).await?.map(|row| row.json(0)).transpose()
+    }
+
     /// The device's latest unlock token, if there is one.
     pub async fn unlock_token(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Option<Bytes>, StorageError> {
         self.token(tenant, id, UNLOCK_TOKEN).await
@@ -263,6 +268,7 @@ pub struct EnrollmentFilter {
     pub model: Option<String>,
 }
 
+const SELECT_DECISIONS: &str = "SELECT decisions FROM enrollments WHERE id = ?";
 const UNLOCK_TOKEN: &str = "unlock-token";
 const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
 /// The tag of an enrollment in quarantine.
@@ -283,7 +289,7 @@ const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
 const INSERT_USER: &str = "INSERT INTO enrollments \
     (id, tenant_id, parent_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, created_at, updated_at) \
     VALUES (?, ?, ?, ?, ?, 'enrolling', 1, 0, 0, '{}', ?, '[]', ?, ?)";
-const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
+const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
     push_magic = ?, push_token = ?, enrolled_at = COALESCE(enrolled_at, ?), checked_out_at = NULL, updated_at = ? WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
@@ -299,10 +305,10 @@ const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
 const REPLACE_BINDINGS: &str =
-    "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND sha256 <> ?";
+    "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND identity <> ?";
 const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
-    (sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
+    (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
 const INSERT_TAG: &str =
     "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
 const DELETE_TAG: &str = "DELETE FROM enrollment_tags WHERE enrollment_id = ? AND tag = ?";
@@ -315,9 +321,9 @@ fn refused(reason: &str) -> Applied<Authenticated> {
 async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Authenticated>, StorageError> {
     let Authenticate { tenant, enrollment, now, .. } = message;
     let id = &enrollment.id;
-    let sha256 = hex(&message.certificate.sha256);
+    let identity = hex(&message.certificate.identity);
 
-    let bound = tx.one(SELECT_BINDING, args![sha256.as_str()]).await?.map(|row| binding(&row)).transpose()?;
+    let bound = tx.one(SELECT_BINDING, args![identity.as_str()]).await?.map(|row| binding(&row)).transpose()?;
     match &bound {
         Some(bound) if bound.enrollment != *id => return Ok(refused("its certificate is bound to another enrollment")),
         Some(bound) if bound.replaced => return Ok(refused("its certificate was replaced by a later Authenticate")),
@@ -367,7 +373,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
         tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
         tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
-        tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), sha256.as_str()]).await?;
+        tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), identity.as_str()]).await?;
         tx.after_commit(Change::BindingsOf(id.clone()));
     }
     if bound.is_none() {
@@ -375,7 +381,8 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         tx.run(
             INSERT_BINDING,
             args![
-                sha256,
+                identity,
+                hex(&certificate.sha256),
                 tenant.as_str(),
                 id.as_str(),
                 sealed::seal(&certificate.der),
@@ -389,7 +396,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         .await?;
     }
     let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
-    tx.after_commit(Change::Binding(message.certificate.sha256, binding));
+    tx.after_commit(Change::Binding(message.certificate.identity, binding));
     for tag in &message.tags {
         add_tag(tx, tenant, id, tag, *now).await?;
     }
@@ -448,7 +455,8 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     if enrollment.parent.is_none() && state(&row.text(2)?)? == EnrollmentState::CheckedOut {
         return refused("it has checked out");
     }
-    if row.text(3)? != message.topic {
+    // A user's topic is its device's, with which it was compared above; the device may have enrolled again with another one since.
+    if enrollment.parent.is_none() && row.text(3)? != message.topic {
         return refused("its topic is not that of its Authenticate");
     }
 
@@ -463,6 +471,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     tx.run(
         UPDATE_ENROLLED,
         args![
+            message.topic.as_str(),
             i64::from(tally),
             awaiting,
             json(&facts)?,

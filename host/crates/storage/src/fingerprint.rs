@@ -27,17 +27,17 @@ fn row_digest(row: &AnyRow) -> Vec<u8> {
     let mut context = digest::Context::new(&digest::SHA256);
     for column in 0..row.columns().len() {
         // A marker for the type and the length before the content keep neighbouring columns apart.
-        let (kind, content) = if let Ok(text) = row.try_get::<Option<String>, _>(column) {
+        let (kind, cell) = if let Ok(text) = row.try_get::<Option<String>, _>(column) {
             (b't', text.map(String::into_bytes))
         } else if let Ok(number) = row.try_get::<Option<i64>, _>(column) {
             (b'i', number.map(|number| number.to_be_bytes().to_vec()))
         } else {
             (b'b', row.try_get::<Option<Vec<u8>>, _>(column).ok().flatten())
         };
-        context.update(&[kind, u8::from(content.is_some())]);
-        let content = content.unwrap_or_default();
-        context.update(&content.len().to_be_bytes());
-        context.update(&content);
+        context.update(&[kind, u8::from(cell.is_some())]);
+        let cell = cell.unwrap_or_default();
+        context.update(&cell.len().to_be_bytes());
+        context.update(&cell);
     }
     context.finish().as_ref().to_vec()
 }

@@ -63,7 +63,7 @@ impl Memory {
                 Change::Pending(id, false) => {
                     self.pending.lock().remove(&id);
                 }
-                Change::Binding(sha256, binding) => self.bindings.lock().put(sha256, binding),
+                Change::Binding(identity, binding) => self.bindings.lock().put(identity, binding),
                 Change::BindingsOf(id) => self.bindings.lock().forget(&id),
                 Change::Subscriptions(tenant, subscriber, subscriptions) => self.set_subscriptions(&tenant, &subscriber, subscriptions),
                 Change::Seen(id, at) => self.touch(&id, at),
@@ -81,16 +81,16 @@ impl Memory {
         self.pending.lock().contains(id)
     }
 
-    pub(crate) fn cached_binding(&self, sha256: &[u8; 32]) -> (Option<Binding>, u64) {
+    pub(crate) fn cached_binding(&self, identity: &[u8; 32]) -> (Option<Binding>, u64) {
         let mut bindings = self.bindings.lock();
-        (bindings.get(sha256), bindings.changes)
+        (bindings.get(identity), bindings.changes)
     }
 
     /// Keeps what was read, unless a commit changed bindings since `changes` was taken: the read may be older than it.
-    pub(crate) fn cache_binding(&self, sha256: [u8; 32], binding: Binding, changes: u64) {
+    pub(crate) fn cache_binding(&self, identity: [u8; 32], binding: Binding, changes: u64) {
         let mut bindings = self.bindings.lock();
         if bindings.changes == changes {
-            bindings.insert(sha256, binding);
+            bindings.insert(identity, binding);
         }
     }
 
@@ -153,21 +153,21 @@ struct BindingCache {
 }
 
 impl BindingCache {
-    fn get(&mut self, sha256: &[u8; 32]) -> Option<Binding> {
-        if let Some(binding) = self.young.get(sha256) {
+    fn get(&mut self, identity: &[u8; 32]) -> Option<Binding> {
+        if let Some(binding) = self.young.get(identity) {
             return Some(binding.clone());
         }
-        let binding = self.old.get(sha256)?.clone();
-        self.insert(*sha256, binding.clone());
+        let binding = self.old.get(identity)?.clone();
+        self.insert(*identity, binding.clone());
         Some(binding)
     }
 
-    fn put(&mut self, sha256: [u8; 32], binding: Binding) {
+    fn put(&mut self, identity: [u8; 32], binding: Binding) {
         self.changes += 1;
-        self.insert(sha256, binding);
+        self.insert(identity, binding);
     }
 
-    fn insert(&mut self, sha256: [u8; 32], binding: Binding) {
+    fn insert(&mut self, identity: [u8; 32], binding: Binding) {
         if self.young.len() >= BINDINGS {
             for (dropped, binding) in std::mem::replace(&mut self.old, std::mem::take(&mut self.young)) {
                 if !self.old.contains_key(&dropped) {
@@ -176,15 +176,15 @@ impl BindingCache {
             }
         }
         let linked = self.of_enrollment.entry(binding.enrollment.clone()).or_default();
-        if !linked.contains(&sha256) {
-            linked.push(sha256);
+        if !linked.contains(&identity) {
+            linked.push(identity);
         }
-        self.young.insert(sha256, binding);
+        self.young.insert(identity, binding);
     }
 
-    fn unlink(&mut self, id: &EnrollmentId, sha256: &[u8; 32]) {
+    fn unlink(&mut self, id: &EnrollmentId, identity: &[u8; 32]) {
         if let Some(linked) = self.of_enrollment.get_mut(id) {
-            linked.retain(|known| known != sha256);
+            linked.retain(|known| known != identity);
             if linked.is_empty() {
                 self.of_enrollment.remove(id);
             }
@@ -193,9 +193,9 @@ impl BindingCache {
 
     fn forget(&mut self, id: &EnrollmentId) {
         self.changes += 1;
-        for sha256 in self.of_enrollment.remove(id).unwrap_or_default() {
-            self.young.remove(&sha256);
-            self.old.remove(&sha256);
+        for identity in self.of_enrollment.remove(id).unwrap_or_default() {
+            self.young.remove(&identity);
+            self.old.remove(&identity);
         }
     }
 }

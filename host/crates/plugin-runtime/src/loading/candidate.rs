@@ -111,7 +111,13 @@ pub(super) fn discover(plugins_dir: Option<&Path>, grants_dir: &Path) -> io::Res
                 .insert(name, "it is a precompiled file: this server compiles components itself, and loads no foreign native code".to_owned());
             continue;
         }
-        let found = match (lone, path.is_dir()) {
+        // What cannot be looked at is not gone: it would be taken for removed, and its kept version with it.
+        let is_directory = match fs::metadata(&path) {
+            Ok(metadata) => metadata.is_dir(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        let found = match (lone, is_directory) {
             (_, true) => Found::Directory(path),
             (Some(_), false) => Found::Lone(path),
             // A README, an editor's back-up: nobody meant it as a plugin.

@@ -116,9 +116,6 @@ impl KeptVersions {
 
     fn load_one(&self, name: &str) -> Option<KeptState> {
         let directory = self.directory.join(name);
-        let Ok(content) = read_bounded(&directory.join("active.json"), 4 * MAX_DOCUMENT) else {
-            return removed(&directory).map(|file| KeptState::Removed { hooks: hooks_of(&file.hooks) });
-        };
         let lost = |hooks: BTreeSet<Hook>, problem: String| {
             let reason = format!("its last good version cannot be loaded from the data directory: {problem}");
             warn!(plugin = name, "Plugin {name}: {reason}");
@@ -126,6 +123,15 @@ impl KeptVersions {
         };
         // What hooks it had is not known then: it may have been a policy.
         let unknown = || BTreeSet::from([Hook::EnrollmentPolicy]);
+        let active = directory.join("active.json");
+        // Only a file that is certainly not there was removed; one that cannot be read may be the guard of the door.
+        if matches!(active.try_exists(), Ok(false)) {
+            return removed(&directory).map(|file| KeptState::Removed { hooks: hooks_of(&file.hooks) });
+        }
+        let content = match read_bounded(&active, 4 * MAX_DOCUMENT) {
+            Ok(content) => content,
+            Err(error) => return lost(unknown(), format!("active.json: {error}")),
+        };
         let file: ActiveFile = match serde_json::from_slice(&content.bytes) {
             Ok(file) => file,
             Err(error) => return lost(unknown(), format!("active.json: {error}")),

@@ -265,13 +265,12 @@ impl Coordinator {
 
     /// Before the first request: what was active and what is granted is known, and closed. Then the kept versions are loaded, for at most
     /// `within`; a later one becomes active through the directory.
-    pub(super) async fn load_kept(&mut self, within: Duration) {
+    ///
+    /// An error if it cannot be known what was active or what is granted: a server that started all the same would leave doors open.
+    pub(super) async fn load_kept(&mut self, within: Duration) -> io::Result<()> {
         let now = self.clock.now();
-        let kept = self.loader.kept.load().unwrap_or_else(|error| {
-            warn!("Kept versions of plugins cannot be read: {error}");
-            Vec::new()
-        });
-        for name in discover(None, &self.loader.grants_dir).unwrap_or_default().granted {
+        let kept = self.loader.kept.load()?;
+        for name in discover(None, &self.loader.grants_dir)?.granted {
             self.slots.entry(name).or_insert_with(|| Slot::new(now)).grant = GrantState::Unread(true);
         }
         for (name, state) in kept {
@@ -307,6 +306,7 @@ impl Coordinator {
         if !self.kept_loads.is_empty() {
             warn!("Not all kept versions of plugins were loaded within {within:?}: closed hooks refuse until they are");
         }
+        Ok(())
     }
 
     fn take_kept(&mut self, loaded: Option<KeptLoaded>) {
@@ -314,8 +314,8 @@ impl Coordinator {
         let Some(KeptLoaded { name, version, digest, outcome }) = loaded else { return };
         let Some(slot) = self.slots.get_mut(&name) else { return };
         match outcome {
-            // Meanwhile the directory may have given a newer one.
-            Ok(_) if slot.active.is_some() => return,
+            // Meanwhile the directory may have given a newer one, or the operator may have switched it off.
+            Ok(_) if slot.active.is_some() || slot.disabled() => return,
             Ok(KeptLoad::Active(version)) => {
                 info!(plugin = %name, digest = version.digest(), "Plugin {name} {} is active, as it was kept", version.manifest.version);
                 slot.grant = GrantState::Read(Box::new(version.grant.clone()));

@@ -108,7 +108,7 @@ impl Core {
         id: &wasmdm_protocol::enrollment::EnrollmentId,
         known: bool,
     ) -> Result<Option<AuditRow>, Refusal> {
-        if !known || self.storage.certificate_binding(&request.certificate.sha256).await?.is_some() {
+        if !known || self.storage.certificate_binding(&request.certificate.identity).await?.is_some() {
             return Ok(None);
         }
         Ok(Some(AuditRow {

@@ -1,4 +1,4 @@
-//! Set- and GetBootstrapToken (edge case 47).
+//! `SetBootstrapToken` and `GetBootstrapToken` (edge case 47).
 
 use tracing::info;
 use wasmdm_protocol::checkin::{CheckInMessage, SetBootstrapToken, bootstrap_token_document};

@@ -60,7 +60,8 @@ impl Core {
     /// claim is believed: the enrollment is the certificate's, and the command must be one that it was sent.
     pub(super) async fn malformed_report(&self, request: DeviceRequest, report: MalformedReport) -> Result<Reply, Refusal> {
         let refused = || Refusal::bad_request(format!("the report is malformed: {}", report.reason));
-        let (Some(enrollment), Some(command_uuid), Some(_)) = (&report.enrollment, &report.command_uuid, &report.status) else {
+        // What it claims to be its status does not matter, nor whether it claims one.
+        let (Some(enrollment), Some(command_uuid)) = (&report.enrollment, &report.command_uuid) else {
             return Err(refused());
         };
         let now = self.clock.now();
@@ -80,20 +81,18 @@ impl Core {
                 true,
             )
             .await?;
-        match recorded {
-            Recorded::Refused => Err(refused()),
-            _ => {
-                warn!(
-                    request.id = request.id,
-                    enrollment.id = %enrollment.id,
-                    command.uuid = command_uuid.as_str(),
-                    "Enrollment {} sent a malformed report; its command is errored: {}",
-                    enrollment.id,
-                    report.reason
-                );
-                Ok(command(next))
-            }
+        if recorded == Recorded::Refused {
+            return Err(refused());
         }
+        warn!(
+            request.id = request.id,
+            enrollment.id = %enrollment.id,
+            command.uuid = command_uuid.as_str(),
+            "Enrollment {} sent a malformed report; its command is errored: {}",
+            enrollment.id,
+            report.reason
+        );
+        Ok(command(next))
     }
 }
 

@@ -1,5 +1,7 @@
 //! The service over a real database, without HTTP and without WebAssembly.
 
+#![cfg(test)]
+
 mod enrollment_policy;
 mod outbox;
 mod stage;

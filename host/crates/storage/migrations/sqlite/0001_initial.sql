@@ -104,9 +104,11 @@ CREATE TABLE enrollment_tags (
 );
 CREATE INDEX enrollment_tags_tag ON enrollment_tags (tenant_id, tag);
 
--- Whose a certificate is, over the whole server. `sha256` is lower-case hex.
+-- Whose a certificate is, over the whole server. `identity` is the SHA-256 of what the authority signed, `sha256` that of the whole
+-- certificate, for people; both in lower-case hex.
 CREATE TABLE certificate_bindings (
-    sha256         TEXT NOT NULL PRIMARY KEY,
+    identity       TEXT NOT NULL PRIMARY KEY,
+    sha256         TEXT NOT NULL,
     tenant_id      TEXT NOT NULL,
     enrollment_id  TEXT NOT NULL,
     certificate    BLOB NOT NULL,

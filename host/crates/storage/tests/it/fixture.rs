@@ -212,10 +212,11 @@ pub(crate) fn certificate(name: &str) -> Certificate {
         Certificate::from_der(signed.der().to_vec()).unwrap()
     });
     let mut certificate = REAL.clone();
-    certificate.sha256 = [0; 32];
-    for (byte, of_name) in certificate.sha256.iter_mut().zip(name.bytes()) {
+    certificate.identity = [0; 32];
+    for (byte, of_name) in certificate.identity.iter_mut().zip(name.bytes()) {
         *byte = of_name;
     }
+    certificate.sha256 = certificate.identity;
     certificate.subject = format!("CN={name}");
     "CN=authority".clone_into(&mut certificate.issuer);
     certificate

@@ -1,0 +1,84 @@
+//! Plugins that loop, trap or eat memory, in a running server over which other devices poll.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use wasmdm_simulator::{Authority, Connection, Device};
+use wasmdm_testkit::guests;
+
+use crate::plugins::{Pollers, enroll, is_active, until};
+use crate::process::{Home, install};
+
+const NAME: &str = "misbehaving";
+
+fn manifest() -> String {
+    format!("[plugin]\nname = \"{NAME}\"\nversion = \"1.0.0\"\nwasm = \"plugin.wasm\"\n")
+}
+
+fn behave(home: &Home, behaviour: &str) {
+    let path = home.grants().join(format!("{NAME}.toml"));
+    std::fs::write(path.with_extension("new"), format!("enabled = true\n[config]\nbehave = \"{behaviour}\"\n")).unwrap();
+    std::fs::rename(path.with_extension("new"), path).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_loops_allocates_or_traps_is_a_503_in_time_and_nobody_elses_problem() {
+    // The decision's deadline of 250 ms and 100 ms more, and what an unoptimised host on a busy machine needs on top.
+    const BOUND: Duration = Duration::from_millis(250 + 100 + 400);
+    let authority = Authority::new(91).unwrap();
+    let home = Home::new(&authority.root_pem());
+    behave(&home, "allow");
+    install(&home.plugins(), NAME, &manifest(), &guests::build(NAME));
+    let server = home.start();
+    let mut status = until(&server, NAME, is_active).await;
+    let mut others: Vec<Device> = (100..150).map(|number| Device::new(&authority, number).unwrap()).collect();
+    enroll(&server, &mut others).await;
+    let pollers = Pollers::start(&server, others);
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    for behaviour in ["loop", "alloc", "trap", "recurse", "sleep"] {
+        behave(&home, behaviour);
+        let generation = status["generation"].clone();
+        status = until(&server, NAME, |now| now["generation"] != generation).await;
+        let message = device.authenticate().unwrap();
+        let prepared = device.prepare(message).unwrap();
+        let begin = Instant::now();
+        let answer = device.transmit(&mut connection, &prepared).await.unwrap();
+        let took = begin.elapsed();
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{behaviour}");
+        assert!(answer.headers.contains_key("retry-after"), "{behaviour}");
+        assert!(took < BOUND, "{behaviour}: {took:?}");
+    }
+    // The last good behaviour is back at once.
+    behave(&home, "allow");
+    let generation = status["generation"].clone();
+    until(&server, NAME, |now| now["generation"] != generation).await;
+    device.enroll(&mut connection).await.unwrap();
+    let (latencies, failures) = pollers.stop().await;
+    assert_eq!(failures, 0);
+    assert!(latencies.len() > 100, "{}", latencies.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_file_and_garbage_leave_the_last_good_version_serving() {
+    let authority = Authority::new(92).unwrap();
+    let home = Home::new(&authority.root_pem());
+    behave(&home, "allow");
+    let component = guests::build(NAME);
+    install(&home.plugins(), NAME, &manifest(), &component);
+    let server = home.start();
+    let good = until(&server, NAME, is_active).await;
+    let mut connection = Connection::to(&server.url()).unwrap();
+    let written = [component.get(..component.len() / 2).unwrap().to_vec(), b"no component at all".to_vec(), Vec::new()];
+    for (number, bad) in written.into_iter().enumerate() {
+        // In place, as a careless copy would do it.
+        std::fs::write(home.plugins().join(NAME).join("plugin.wasm"), &bad).unwrap();
+        let shown = until(&server, NAME, |now| now["candidate"]["state"] == "rejected").await;
+        assert!(shown["candidate"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{shown:#}");
+        assert_eq!((&shown["state"], &shown["digest"]), (&good["state"], &good["digest"]));
+        let mut device = Device::new(&authority, number as u64).unwrap();
+        device.enroll(&mut connection).await.unwrap();
+        install(&home.plugins(), NAME, &manifest(), &component);
+        until(&server, NAME, |now| now["candidate"].is_null()).await;
+    }
+}
