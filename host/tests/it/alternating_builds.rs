@@ -92,7 +92,7 @@ async fn two_hundred_devices_see_no_error_and_each_decision_and_delivery_names_i
     let storage = Storage::open_read_only(&format!("sqlite://{}", home.data().join("wasmdm.sqlite").display())).await.unwrap();
     let tenant = TenantId::default();
     let mut finished = Vec::new();
-    for _ in 0..1200 {
+    for _ in 0..6000 {
         let (waiting, _) = storage.outbox_lag(wasmdm_protocol::time::Timestamp::from_millis(0)).await.unwrap();
         if waiting == 0 {
             break;
