@@ -3,7 +3,8 @@
 //! What is leased is a partition (one device of one subscriber), so its events arrive in order and one at a time, while partitions go in
 //! parallel. An acknowledgement and the effects of its handler commit together. Retry and dead letters are decided here.
 
-use std::collections::HashSet;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +16,18 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
-use wasmdm_storage::outbox::{Completed, Completion, Delivery, Lease};
+use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease};
 use wasmdm_storage::{Storage, StorageError};
 
 use crate::clock::Clock;
 use crate::pusher::Pusher;
 use crate::subscriber::{Delivered, Subscriber};
 
-/// Partitions served at once.
-const WORKERS: usize = 32;
+/// Partitions served at once, of one subscriber, and of one that fails: a destination that answers nothing holds each of its workers until
+/// its time is over, and the others' events must not wait for that.
+const WORKERS: usize = 64;
+const SHARE: u32 = 8;
+const SHARE_OF_FAILING: u32 = 2;
 /// A worker that does not renew its lease for so long is taken for dead.
 const LEASE: Duration = Duration::from_mins(1);
 /// Deliveries of one partition before others get a turn.
@@ -54,6 +58,8 @@ pub struct Outbox {
     idle_again: Notify,
     /// Subscribers whose last delivery failed: their first success wakes those that wait.
     failing: Mutex<HashSet<(TenantId, String)>>,
+    /// Partitions that are being served, of each subscriber.
+    serving: Mutex<HashMap<(TenantId, String), u32>>,
 }
 
 impl fmt::Debug for Outbox {
@@ -82,6 +88,7 @@ impl Outbox {
             workers: Arc::new(Semaphore::new(WORKERS)),
             idle_again: Notify::new(),
             failing: Mutex::new(HashSet::new()),
+            serving: Mutex::new(HashMap::new()),
         })
     }
 
@@ -122,7 +129,9 @@ impl Outbox {
         if free == 0 {
             return Ok(Look::Until(None));
         }
-        let leases = self.storage.claim(&self.owner, u32::try_from(free).unwrap_or(u32::MAX), LEASE, now).await?;
+        let limit = u32::try_from(free).unwrap_or(u32::MAX);
+        let claim = Claim { owner: self.owner.clone(), limit, share: SHARE, shares: self.shares(), lease: LEASE, now };
+        let leases = self.storage.claim(claim).await?;
         if leases.is_empty() {
             // Nothing is due now, so whatever is known to be due lies ahead (or is leased by a worker, which announces its end).
             let partition = self.storage.outbox_due().await?.filter(|due| *due > now);
@@ -135,13 +144,18 @@ impl Outbox {
             };
             let outbox = Arc::clone(self);
             let shutdown = shutdown.clone();
+            *outbox.serving.lock().entry(subscriber_of(&lease)).or_default() += 1;
             tracker.spawn(async move {
-                if let Err(error) = outbox.serve(&lease, &shutdown).await {
+                let served = outbox.serve(&lease, &shutdown).await;
+                if let Err(error) = &served {
                     warn!(subscriber = lease.subscriber, partition = lease.partition, "A partition of the outbox was left: {error}");
                 }
-                if let Err(error) = outbox.storage.release(&lease, outbox.clock.now()).await {
+                if !matches!(served, Ok(Served::Released))
+                    && let Err(error) = outbox.storage.release(&lease, outbox.clock.now()).await
+                {
                     debug!(subscriber = lease.subscriber, "The lease runs out by itself: {error}");
                 }
+                outbox.leave(&lease);
                 drop(permit);
                 outbox.idle_again.notify_one();
             });
@@ -149,31 +163,52 @@ impl Outbox {
         Ok(Look::More)
     }
 
-    /// Delivers a partition's events one after the other.
-    async fn serve(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<(), StorageError> {
-        for _ in 0..TURN {
-            if shutdown.is_cancelled() {
-                return Ok(());
-            }
-            let Some(delivery) = self.storage.next_delivery(lease, self.clock.now()).await? else {
-                return Ok(());
-            };
-            if !self.deliver(lease, &delivery).await? {
-                return Ok(());
-            }
+    /// How many more partitions the subscribers may have that are served already or fail.
+    fn shares(&self) -> HashMap<(TenantId, String), u32> {
+        let mut shares: HashMap<_, _> = self.failing.lock().iter().map(|subscriber| (subscriber.clone(), SHARE_OF_FAILING)).collect();
+        for (subscriber, serving) in &*self.serving.lock() {
+            let share = shares.entry(subscriber.clone()).or_insert(SHARE);
+            *share = share.saturating_sub(*serving);
         }
-        Ok(())
+        shares
     }
 
-    /// One attempt at one event; whether the partition may go on.
-    async fn deliver(&self, lease: &Lease, delivery: &Delivery) -> Result<bool, StorageError> {
+    /// A partition is no longer served.
+    fn leave(&self, lease: &Lease) {
+        let mut serving = self.serving.lock();
+        if let Entry::Occupied(mut entry) = serving.entry(subscriber_of(lease)) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+
+    /// Delivers a partition's events one after the other.
+    async fn serve(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<Served, StorageError> {
+        for _ in 0..TURN {
+            if shutdown.is_cancelled() {
+                return Ok(Served::Held);
+            }
+            let Some(delivery) = self.storage.next_delivery(lease, self.clock.now()).await? else {
+                return Ok(Served::Held);
+            };
+            if let Some(served) = self.deliver(lease, &delivery).await? {
+                return Ok(served);
+            }
+        }
+        Ok(Served::Held)
+    }
+
+    /// One attempt at one event; `None`: the partition may go on.
+    async fn deliver(&self, lease: &Lease, delivery: &Delivery) -> Result<Option<Served>, StorageError> {
         let delivered = match self.subscribers.iter().find(|(prefix, _)| lease.subscriber.starts_with(prefix)) {
             Some((_, subscriber)) => self.while_renewing(lease, subscriber.deliver(lease, delivery)).await,
             None => Some(Delivered::Postponed { reason: "this server has no such kind of subscriber".to_owned(), retry_after: LONGEST_RETRY }),
         };
         let Some(delivered) = delivered else {
             warn!(subscriber = lease.subscriber, partition = lease.partition, "A lease was lost during a delivery; its effects are discarded");
-            return Ok(false);
+            return Ok(Some(Served::Held));
         };
         let now = self.clock.now();
         let (completion, outcome, commands) = match delivered {
@@ -191,7 +226,7 @@ impl Outbox {
                 if retryable && !overdue {
                     // A plugin that asks for no wait at all would keep a worker and the disk busy.
                     let wait = retry_after.map_or_else(|| self.backoff(delivery.attempt), |wait| wait.max(FIRST_RETRY)).min(LONGEST_RETRY);
-                    self.failing.lock().insert((lease.tenant.clone(), lease.subscriber.clone()));
+                    self.failing.lock().insert(subscriber_of(lease));
                     (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", Vec::new())
                 } else {
                     (Completion::Dead { error, by }, "dead", Vec::new())
@@ -211,18 +246,17 @@ impl Outbox {
                 "An event became a dead letter: {error}"
             );
         }
-        let waits = matches!(completion, Completion::Retry { .. });
         let succeeded = matches!(completion, Completion::Done { .. });
         match self.storage.complete(lease, delivery, completion, now).await? {
-            Completed::Stored => {
-                if succeeded && self.failing.lock().remove(&(lease.tenant.clone(), lease.subscriber.clone())) {
+            Completed::Stored { released } => {
+                if succeeded && self.failing.lock().remove(&subscriber_of(lease)) {
                     self.storage.wake_subscriber(&lease.tenant, &lease.subscriber, now).await?;
                 }
                 if !commands.is_empty() {
                     // The commands are stored; a device that is not woken fetches them at its next poll.
                     self.pusher.push(&lease.tenant, &commands).await;
                 }
-                Ok(!waits)
+                Ok(released.then_some(Served::Released))
             }
             Completed::Conflict(what) if delivery.conflicts < CONFLICTS => {
                 debug!(
@@ -230,13 +264,12 @@ impl Outbox {
                     event.id = delivery.event.id,
                     "A delivery is made again, because something that it read changed: {what}"
                 );
-                Ok(true)
+                Ok(None)
             }
             Completed::Conflict(what) => {
                 let error = format!("what it read changed {CONFLICTS} times: {what}");
                 let retry = Completion::Retry { at: now.plus(self.backoff(delivery.attempt)), error, counted: true, by: serde_json::Value::Null };
-                self.storage.complete(lease, delivery, retry, now).await?;
-                Ok(false)
+                self.ended(lease, delivery, retry, now).await
             }
             Completed::Rejected(why) => {
                 error!(
@@ -245,11 +278,16 @@ impl Outbox {
                     "An event became a dead letter, because its effects cannot be stored: {why}"
                 );
                 let dead = Completion::Dead { error: format!("its effects cannot be stored: {why}"), by: serde_json::Value::Null };
-                self.storage.complete(lease, delivery, dead, now).await?;
-                Ok(true)
+                self.ended(lease, delivery, dead, now).await
             }
-            Completed::LeaseLost => Ok(false),
+            Completed::LeaseLost => Ok(Some(Served::Held)),
         }
+    }
+
+    /// Ends a delivery without effects.
+    async fn ended(&self, lease: &Lease, delivery: &Delivery, completion: Completion, now: Timestamp) -> Result<Option<Served>, StorageError> {
+        let completed = self.storage.complete(lease, delivery, completion, now).await?;
+        Ok(matches!(completed, Completed::Stored { released: true }).then_some(Served::Released))
     }
 
     /// Awaits `work` and prolongs the lease meanwhile; `None` if it was lost.
@@ -273,6 +311,18 @@ impl Outbox {
         let longest = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(attempt.saturating_sub(1).min(16))).min(LONGEST_RETRY);
         longest.mul_f64(0.5 + (self.jitter)().clamp(0.0, 1.0) / 2.0)
     }
+}
+
+fn subscriber_of(lease: &Lease) -> (TenantId, String) {
+    (lease.tenant.clone(), lease.subscriber.clone())
+}
+
+/// How a turn of a partition ended.
+enum Served {
+    /// Its lease is to be given back.
+    Held,
+    /// It was, with the last delivery.
+    Released,
 }
 
 enum Look {

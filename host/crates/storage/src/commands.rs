@@ -4,7 +4,7 @@
 //! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
 
 use crate::enrollments::{configuration_released, is_known};
-use crate::events::{Cause, EnrollmentState, Happened, digest, emit, redacted, state, wanted};
+use crate::events::{Cause, Happened, digest, emit, redacted, wanted};
 use crate::memory::Change;
 use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome, Tx};
@@ -220,21 +220,18 @@ impl Storage {
         .await
     }
 
-    /// Stores a report and takes the next command, in one transaction. After a report no command that stands at `NotNow` is offered, and one
+    /// Stores a report and takes the next command of the same channel, in one transaction. After a report no command that stands at `NotNow` is offered, and one
     /// that was sent only if the report is a repeated one: its answer was lost.
     pub async fn report(&self, report: ReportInput, want_next: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
         let input = Arc::new(report);
         self.write(Class::Answer, move |tx| {
             let input = Arc::clone(&input);
             Box::pin(async move {
-                let recorded = report_of(tx, &input).await?;
+                let (recorded, whose) = report_of(tx, &input).await?;
                 // A device that reports the same again has not read the answer, and so not the command in it: that one comes first.
                 let reoffer_sent = recorded == Recorded::Repeated;
-                let next = if want_next && recorded != Recorded::Refused {
-                    next(tx, &input.tenant, &input.id, reoffer_sent, input.now).await?
-                } else {
-                    None
-                };
+                let next =
+                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &whose, reoffer_sent, input.now).await? } else { None };
                 Ok(Outcome::Commit((recorded, next)))
             })
         })
@@ -313,8 +310,9 @@ impl fmt::Debug for OrphanReport {
     }
 }
 
-/// Orphans that are kept of an enrollment.
+/// Orphans that are kept of an enrollment, and their bytes. The newest stays, however long it is.
 const ORPHANS: i64 = 100;
+const ORPHAN_BYTES: i64 = 1024 * 1024;
 
 macro_rules! select_queue {
     ($rest:literal) => {
@@ -338,13 +336,19 @@ pub(crate) const SELECT_COLLAPSED: &str =
     select_queue!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.collapse_key = ? AND q.origin = ? AND q.state <> 'sent'");
 pub(crate) const SELECT_OPEN_OF_DEVICE: &str =
     select_queue!("WHERE q.is_open = 1 AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) ORDER BY q.sequence");
-/// The first command of a state that may go out.
-pub(crate) const SELECT_NEXT: &str = select_queue!(
-    "WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.state = ? AND (q.not_before IS NULL OR q.not_before <= ?) \
-     AND (q.expires_at IS NULL OR q.expires_at > ?) AND (? = 1 OR q.origin LIKE 'api:%' OR q.origin = ?) \
-     ORDER BY q.priority DESC, q.sequence LIMIT 1"
+/// The first command of a state that may go out, with its body. Between Authenticate and TokenUpdate, and after CheckOut, a device is told
+/// nothing; in quarantine (a user's is its device's) only what a person or the plugin that put it there has queued.
+pub(crate) const SELECT_NEXT: &str = concat!(
+    "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
+    "q.origin, q.expires_at, q.idempotency_key, q.priority, c.body FROM command_queue q ",
+    "JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+    "JOIN enrollments e ON e.id = q.enrollment_id LEFT JOIN enrollments p ON p.id = e.parent_id ",
+    "WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.tenant_id = ? AND q.state = ? AND (q.not_before IS NULL OR q.not_before <= ?) ",
+    "AND (q.expires_at IS NULL OR q.expires_at > ?) AND e.state = 'enrolled' ",
+    "AND (COALESCE(p.quarantined_by, e.quarantined_by) IS NULL OR q.origin LIKE 'api:%' ",
+    "OR q.origin = CONCAT('plugin:', COALESCE(p.quarantined_by, e.quarantined_by))) ",
+    "ORDER BY q.priority DESC, q.sequence LIMIT 1"
 );
-const SELECT_BODY: &str = "SELECT body FROM commands WHERE tenant_id = ? AND uuid = ?";
 const SELECT_COMMAND: &str = "SELECT body_sha256 FROM commands WHERE tenant_id = ? AND uuid = ?";
 const INSERT_COMMAND: &str = "INSERT INTO commands (tenant_id, uuid, request_type, body, body_sha256, created_at) VALUES (?, ?, ?, ?, ?, ?)";
 pub(crate) const SELECT_BY_KEY: &str =
@@ -368,12 +372,17 @@ const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_
     is_final = excluded.is_final, report = excluded.report, received_at = excluded.received_at";
 const INSERT_ORPHAN: &str =
     "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at) VALUES (?, ?, ?, ?, ?, ?)";
-const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE enrollment_id = ? AND sequence <= \
-    (SELECT sequence FROM orphan_reports WHERE enrollment_id = ? ORDER BY sequence DESC LIMIT 1 OFFSET ?)";
+const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE sequence IN (SELECT sequence FROM (SELECT sequence, \
+    ROW_NUMBER() OVER (ORDER BY sequence DESC) AS place, SUM(LENGTH(report)) OVER (ORDER BY sequence DESC) AS bytes \
+    FROM orphan_reports WHERE enrollment_id = ?) kept WHERE place > ? OR (place > 1 AND bytes > ?))";
 const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
     ORDER BY sequence DESC LIMIT ?";
-const SELECT_CHANNEL: &str = "SELECT e.state, COALESCE(p.quarantined_by, e.quarantined_by), e.parent_id FROM enrollments e \
-    LEFT JOIN enrollments p ON p.id = e.parent_id WHERE e.id = ? AND e.tenant_id = ?";
+const SELECT_PARENT: &str = "SELECT parent_id FROM enrollments WHERE id = ? AND tenant_id = ?";
+// Whether a command was sent to its device as it is enrolled now, and not in an enrollment before.
+const IS_OF_THIS_ENROLLMENT: &str = "SELECT 1 FROM command_queue q JOIN enrollments e ON e.id = q.enrollment_id \
+    LEFT JOIN enrollments p ON p.id = e.parent_id WHERE q.sequence = ? AND q.sent_at >= COALESCE(p.authenticated_at, e.authenticated_at)";
+pub(crate) const FORGET_KEYS: &str = "UPDATE command_queue SET idempotency_key = NULL \
+    WHERE idempotency_key IS NOT NULL AND enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
 
 macro_rules! select_status {
     ($rest:literal) => {
@@ -522,42 +531,32 @@ const EXPIRED_ON_THE_WAY: usize = 32;
 
 /// Takes the next command that may go out.
 async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
-    let Some(channel) = tx.one(SELECT_CHANNEL, args![id.as_str(), tenant.as_str()]).await? else {
-        return Ok(None);
-    };
-    // Between Authenticate and TokenUpdate, and after CheckOut, a device is told nothing.
-    if state(&channel.text(0)?)? != EnrollmentState::Enrolled {
-        return Ok(None);
-    }
-    let quarantined_by = channel.opt_text(1)?;
-    let any_origin = i64::from(quarantined_by.is_none());
-    let only_origin = format!("plugin:{}", quarantined_by.unwrap_or_default());
     let mut found_expired = 0;
-    let mut chosen: Option<Row> = None;
+    let mut chosen: Option<(Row, Bytes)> = None;
     // One that was sent and not answered comes again first, but for what is more urgent: a device that never answers one command must
     // still get the lock or the release that somebody put before everything else.
     let states: &[&str] = if reoffer_sent { &["sent", "queued"] } else { &["queued"] };
     for &state in states {
         loop {
             let expires_after = if found_expired < EXPIRED_ON_THE_WAY { i64::MIN } else { now.as_millis() };
-            let args = args![id.as_str(), state, now.as_millis(), expires_after, any_origin, only_origin.as_str()];
-            let Some(row) = tx.one(SELECT_NEXT, args).await? else {
+            let args = args![id.as_str(), tenant.as_str(), state, now.as_millis(), expires_after];
+            let Some(columns) = tx.one(SELECT_NEXT, args).await? else {
                 break;
             };
-            let row = Row::of(&row)?;
+            let row = Row::of(&columns)?;
             if row.expires_at.is_some_and(|at| at <= now) {
                 found_expired += 1;
                 finish(tx, &row, "expired", &Cause::default(), now).await?;
                 continue;
             }
-            if chosen.as_ref().is_none_or(|chosen| row.priority > chosen.priority) {
-                chosen = Some(row);
+            if chosen.as_ref().is_none_or(|(chosen, _)| row.priority > chosen.priority) {
+                chosen = Some((row, columns.sealed(12)?));
             }
             break;
         }
     }
-    if let Some(row) = chosen {
-        return send(tx, row, now).await.map(Some);
+    if let Some((row, body)) = chosen {
+        return send(tx, row, body, now).await.map(Some);
     }
     if tx.one(HAS_OPEN, args![id.as_str()]).await?.is_none() {
         tx.after_commit(Change::Pending(id.clone(), false));
@@ -565,11 +564,7 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: b
     Ok(None)
 }
 
-async fn send(tx: &mut Tx, row: Row, now: Timestamp) -> Result<NextCommand, StorageError> {
-    let Some(body) = tx.one(SELECT_BODY, args![row.tenant.as_str(), row.uuid.as_str()]).await? else {
-        return Err(StorageError::corrupt(format!("command {} of enrollment {} has no body", row.uuid, row.enrollment)));
-    };
-    let body = body.sealed(0)?;
+async fn send(tx: &mut Tx, row: Row, body: Bytes, now: Timestamp) -> Result<NextCommand, StorageError> {
     tx.run(MARK_SENT, args![now.as_millis(), now.as_millis(), row.sequence]).await?;
     emit_row(tx, &row, "command.sent", "sent", None, &Cause::default(), now).await?;
     let deliveries = u32::try_from(row.deliveries + 1).unwrap_or(u32::MAX);
@@ -579,28 +574,39 @@ async fn send(tx: &mut Tx, row: Row, now: Timestamp) -> Result<NextCommand, Stor
 /// The status that a malformed report is kept under.
 const MALFORMED: &str = "Malformed";
 
-async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<Recorded, StorageError> {
-    let ReportInput { tenant, id, command_uuid, now, .. } = input;
+/// Also answers whose queue goes on: a malformed report does not say that it is of a user's channel, but its command does.
+async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<(Recorded, EnrollmentId), StorageError> {
+    let ReportInput { tenant, id, command_uuid, .. } = input;
     let found = if input.status.is_some() {
         tx.one(SELECT_QUEUED, args![id.as_str(), command_uuid.as_str(), tenant.as_str()]).await?
     } else {
         let args = args![tenant.as_str(), command_uuid.as_str(), id.as_str(), id.as_str(), id.as_str()];
         let Some(row) = tx.one(SELECT_SENT_TO, args).await? else {
-            return Ok(Recorded::Refused);
+            return Ok((Recorded::Refused, id.clone()));
         };
         Some(row)
     };
     let status = input.status.as_ref().map_or(MALFORMED, Status::as_str);
     let Some(row) = found else {
         if !is_known(tx, tenant, id).await? {
-            return Ok(Recorded::Refused);
+            return Ok((Recorded::Refused, id.clone()));
         }
-        return orphan(tx, input, id, status).await;
+        return Ok((orphan(tx, input, id, status).await?, id.clone()));
     };
     let row = Row::of(&row)?;
+    Ok((report_of_command(tx, input, &row, status).await?, row.enrollment))
+}
+
+async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<Recorded, StorageError> {
+    let now = input.now;
     if !row.is_open() {
-        if is_repeated(tx, input, &row, status).await? {
+        if is_repeated(tx, input, row, status).await? {
             return Ok(Recorded::Repeated);
+        }
+        // It was given up here, by its time or by a person, but the device has carried it out all the same.
+        let given_up = matches!(row.state.as_str(), "expired" | "cancelled");
+        if given_up && input.status == Some(Status::Acknowledged) && tx.one(IS_OF_THIS_ENROLLMENT, args![row.sequence]).await?.is_some() {
+            acknowledged(tx, input, row).await?;
         }
         return orphan(tx, input, &row.enrollment, status).await;
     }
@@ -608,9 +614,9 @@ async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<Recorded, Storage
         return orphan(tx, input, &row.enrollment, status).await;
     }
     if input.status == Some(Status::NotNow) {
-        return not_now(tx, input, &row).await;
+        return not_now(tx, input, row).await;
     }
-    store_result(tx, input, &row, status, true).await?;
+    store_result(tx, input, row, status, true).await?;
     let (state, topic) = match &input.status {
         Some(Status::Acknowledged) => ("acknowledged", "command.acknowledged"),
         Some(Status::CommandFormatError) => ("errored", "command.format-error"),
@@ -618,9 +624,9 @@ async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<Recorded, Storage
     };
     tx.run(FINISH, args![state, now.as_millis(), now.as_millis(), row.sequence]).await?;
     // The device answers, whoever queued the command: no plugin effect stands between.
-    emit_row(tx, &row, topic, status, Some(input), &Cause::default(), *now).await?;
+    emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
     if state == "acknowledged" {
-        acknowledged(tx, input, &row).await?;
+        acknowledged(tx, input, row).await?;
     }
     Ok(Recorded::Final)
 }
@@ -630,8 +636,8 @@ async fn acknowledged(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<(),
     match row.request_type.as_str() {
         // After the wipe the same device comes back as a new one: it must not find the old one's commands.
         "EraseDevice" => {
-            let channel = tx.one(SELECT_CHANNEL, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
-            let parent = channel.map(|channel| channel.opt_text(2)).transpose()?.flatten();
+            let channel = tx.one(SELECT_PARENT, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
+            let parent = channel.map(|channel| channel.opt_text(0)).transpose()?.flatten();
             let device = parent.map_or_else(|| row.enrollment.clone(), EnrollmentId::new);
             clear_queue(tx, &input.tenant, &device, &Cause::default(), input.now).await
         }
@@ -681,7 +687,7 @@ async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &st
         args![input.tenant.as_str(), id.as_str(), input.command_uuid.as_str(), status, sealed::seal(&input.raw), input.now.as_millis(),],
     )
     .await?;
-    tx.run(TRIM_ORPHANS, args![id.as_str(), id.as_str(), ORPHANS]).await?;
+    tx.run(TRIM_ORPHANS, args![id.as_str(), ORPHANS, ORPHAN_BYTES]).await?;
     Ok(Recorded::Orphan)
 }
 
@@ -741,6 +747,12 @@ pub(crate) async fn clear_queue(tx: &mut Tx, tenant: &TenantId, device: &Enrollm
             emit_row(tx, &row, "command.cancelled", "cancelled", None, cause, now).await?;
         }
     }
+    Ok(())
+}
+
+/// A device that enrolls anew is another device to everyone who queues commands: the keys of what was queued before it came are free again.
+pub(crate) async fn forget_idempotency_keys(tx: &mut Tx, device: &EnrollmentId) -> Result<(), StorageError> {
+    tx.run(FORGET_KEYS, args![device.as_str(), device.as_str()]).await?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::audit::{self, AuditRow};
 use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
-use crate::commands::clear_queue;
+use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::effects::{self, Applied, Checked, PluginEffects};
 use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
@@ -286,11 +286,14 @@ const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
      serial_number = excluded.serial_number, model = excluded.model, facts = excluded.facts, url_params = excluded.url_params, \
      decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, \
      authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
+/// User channels of a device: far more than a Mac in a lab sees, and a bound to what one certificate can fill the database with.
+const USERS: i64 = 10_000;
+const COUNT_USERS: &str = "SELECT COUNT(*) FROM enrollments WHERE parent_id = ?";
 const INSERT_USER: &str = "INSERT INTO enrollments \
     (id, tenant_id, parent_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, created_at, updated_at) \
     VALUES (?, ?, ?, ?, ?, 'enrolling', 1, 0, 0, '{}', ?, '[]', ?, ?)";
 const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
-    push_magic = ?, push_token = ?, enrolled_at = COALESCE(enrolled_at, ?), checked_out_at = NULL, updated_at = ? WHERE id = ?";
+    push_magic = ?, push_token = ?, enrolled_at = COALESCE(?, enrolled_at), checked_out_at = NULL, updated_at = ? WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
 const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
@@ -299,9 +302,9 @@ const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment
 const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
 const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
 const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
-const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, \
+const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE id = ?";
-const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, \
+const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
 const REPLACE_BINDINGS: &str =
@@ -338,7 +341,12 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
             return Ok(refused("it is the channel of a user"));
         }
     }
-    let re_enrolling = known.is_some();
+    let is_known = known.is_some();
+    // A device whose first Authenticate was not answered sends it again: it is as new as before.
+    let re_enrolling = match &known {
+        Some(known) => state(&known.text(2)?)? != EnrollmentState::Enrolling || known.flag(5)?,
+        None => false,
+    };
     for plugin in &message.effects {
         match effects::check(tx, plugin, *now).await? {
             Checked::Sound => {}
@@ -369,7 +377,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     )
     .await?;
     store_message(tx, tenant, id, "Authenticate", &message.raw, *now).await?;
-    if re_enrolling {
+    if is_known {
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
         tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
         tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
@@ -402,13 +410,14 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     }
     if message.quarantined_by.is_some() {
         add_tag(tx, tenant, id, QUARANTINED, *now).await?;
-    } else if re_enrolling {
+    } else if is_known {
         remove_tag(tx, id, QUARANTINED).await?;
     }
     tx.after_commit(Change::Seen(id.clone(), *now));
 
-    if re_enrolling {
+    if is_known {
         clear_queue(tx, tenant, id, &Cause::default(), *now).await?;
+        forget_idempotency_keys(tx, id).await?;
     }
     for plugin in &message.effects {
         effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, *now).await?;
@@ -444,7 +453,13 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     let row = match (known, &enrollment.parent) {
         (Some(row), _) => row,
         (None, None) => return refused("it is unknown"),
-        (None, Some(parent)) => insert_user(tx, message, parent).await?,
+        (None, Some(parent)) => {
+            let users = tx.one(COUNT_USERS, args![parent.as_str()]).await?.map_or(Ok(0), |row| row.int(0))?;
+            if users >= USERS {
+                return refused("its device has too many user channels");
+            }
+            insert_user(tx, message, parent).await?
+        }
     };
     if row.text(0)? != tenant.as_str() {
         return refused("it belongs to another tenant");
@@ -479,7 +494,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
             facts.model.as_deref(),
             sealed::seal(message.push_magic.as_bytes()),
             sealed::seal(&message.token),
-            now.as_millis(),
+            (tally == 1).then(|| now.as_millis()),
             now.as_millis(),
             id.as_str(),
         ],

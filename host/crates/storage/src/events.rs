@@ -51,10 +51,20 @@ pub struct EnrollmentRecord {
     pub state: EnrollmentState,
     /// The plugin that quarantines it.
     pub quarantined_by: Option<String>,
+    /// It was enrolled before its last Authenticate. Not in events.
+    pub re_enrolling: bool,
     /// Its last message; behind by at most the interval of the flush when another process reads it.
     pub last_seen: Option<Timestamp>,
     /// The contract's `facts`: device facts, `tags`, `url_params`, `state`, `last_seen`, `certificate`.
     pub facts: Value,
+}
+
+impl EnrollmentRecord {
+    /// Whether a device that authenticates now enrolls anew. One whose first Authenticate was not answered, and which sends it again, is as
+    /// new as before.
+    pub fn would_re_enroll(&self) -> bool {
+        self.state != EnrollmentState::Enrolling || self.re_enrolling
+    }
 }
 
 /// Where an enrollment stands.
@@ -243,7 +253,7 @@ macro_rules! select_record {
     ($rest:literal) => {
         concat!(
             "SELECT e.id, e.tenant_id, e.parent_id, e.kind, e.topic, e.state, e.quarantined_by, e.facts, e.url_params, p.last_seen_at, ",
-            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after FROM enrollments e ",
+            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling FROM enrollments e ",
             "LEFT JOIN enrollment_presence p ON p.enrollment_id = e.id ",
             "LEFT JOIN certificate_bindings b ON b.enrollment_id = COALESCE(e.parent_id, e.id) AND b.replaced = 0 ",
             $rest
@@ -321,6 +331,7 @@ async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Res
         topic: row.text(4)?,
         state,
         quarantined_by: row.opt_text(6)?,
+        re_enrolling: row.flag(15)?,
         last_seen,
         facts: Value::Object(facts),
         id,
@@ -359,6 +370,7 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
         topic: text("topic").ok_or_else(missing)?,
         state: state(&text("state").ok_or_else(missing)?)?,
         quarantined_by: text("quarantined_by"),
+        re_enrolling: false,
         last_seen: stored.get("last_seen").and_then(Value::as_i64).map(Timestamp::from_millis),
         facts: stored.get_mut("facts").map_or(Value::Object(Map::new()), Value::take),
     })

@@ -11,6 +11,8 @@ use crate::sql::{Columns, Db, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
 use serde_json::Value;
+use sqlx::any::AnyRow;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -45,6 +47,23 @@ pub struct Lease {
     pub epoch: i64,
     /// From then on somebody else may claim it.
     pub until: Timestamp,
+}
+
+/// What a worker process asks for.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// Names the process.
+    pub owner: String,
+    /// Leases, at most.
+    pub limit: u32,
+    /// Leases of one subscriber, at most, with those that it has already; [`Self::shares`] may say otherwise.
+    pub share: u32,
+    /// Subscribers that may get another number now, for what they hold already or because they fail.
+    pub shares: HashMap<(TenantId, String), u32>,
+    /// How long a lease holds.
+    pub lease: Duration,
+    /// When.
+    pub now: Timestamp,
 }
 
 /// An event for a subscriber.
@@ -96,7 +115,10 @@ pub enum Completion {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Completed {
     /// All of it is stored.
-    Stored,
+    Stored {
+        /// Nothing of the partition is due any more: the lease was given back in the same commit.
+        released: bool,
+    },
     /// A value that was read has changed, or the delivery was withdrawn: the effects were discarded; a delivery that was not withdrawn
     /// stays, and its `conflicts` went up. Ask for the next delivery.
     Conflict(String),
@@ -183,15 +205,15 @@ impl Storage {
         Ok(subscribers)
     }
 
-    /// Leases up to `limit` partitions that have something due and no owner.
-    pub async fn claim(&self, owner: &str, limit: u32, lease: Duration, now: Timestamp) -> Result<Vec<Lease>, StorageError> {
-        if self.outbox_due().await?.is_none_or(|due| due > now) {
+    /// Leases partitions that have something due and no owner, the longest waiting first, but of no subscriber more than its share.
+    pub async fn claim(&self, claim: Claim) -> Result<Vec<Lease>, StorageError> {
+        if self.outbox_due().await?.is_none_or(|due| due > claim.now) {
             return Ok(Vec::new());
         }
-        let owner: Arc<str> = owner.into();
+        let new = Arc::new(claim);
         self.write(Class::Background, move |tx| {
-            let owner = Arc::clone(&owner);
-            Box::pin(async move { Ok(Outcome::Commit(claim(tx, &owner, limit, lease, now).await?)) })
+            let new = Arc::clone(&new);
+            Box::pin(async move { Ok(Outcome::Commit(claim_ready(tx, &new).await?)) })
         })
         .await
     }
@@ -258,8 +280,7 @@ impl Storage {
         self.write(Class::Background, move |tx| {
             let (tenant, subscriber) = (tenant.clone(), subscriber.clone());
             Box::pin(async move {
-                tx.run(WAKE_LEASED, args![tenant.as_str(), subscriber.as_str()]).await?;
-                if tx.run(WAKE_FREE, args![now.as_millis(), tenant.as_str(), subscriber.as_str(), now.as_millis()]).await? > 0 {
+                if tx.run(WAKE, args![now.as_millis(), tenant.as_str(), subscriber.as_str(), now.as_millis()]).await? > 0 {
                     tx.after_commit(Change::Outbox);
                 }
                 Ok(Outcome::Commit(()))
@@ -345,12 +366,17 @@ const SELECT_SUBSCRIPTIONS: &str =
 const SELECT_SUBSCRIBERS: &str = "SELECT DISTINCT subscriber FROM subscriptions WHERE tenant_id = ? ORDER BY subscriber";
 pub(crate) const SELECT_READY: &str = "SELECT tenant_id, subscriber, interface, partition_key, lease_epoch FROM partitions \
     WHERE ready_at <= ? ORDER BY ready_at LIMIT ?";
+pub(crate) const SELECT_READY_OF: &str = "SELECT tenant_id, subscriber, interface, partition_key, lease_epoch FROM partitions \
+    WHERE tenant_id = ? AND subscriber = ? AND ready_at <= ? ORDER BY ready_at LIMIT ?";
+pub(crate) const SELECT_NEXT_SUBSCRIBER: &str = "SELECT tenant_id, subscriber FROM partitions \
+    WHERE ready_at IS NOT NULL AND (tenant_id, subscriber) > (?, ?) ORDER BY tenant_id, subscriber LIMIT 1";
 const TAKE: &str = "UPDATE partitions SET lease_owner = ?, lease_epoch = ?, ready_at = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_epoch = ? AND ready_at <= ?";
 const RENEW: &str = "UPDATE partitions SET ready_at = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
-const HOLDS: &str = "SELECT 1 FROM partitions \
-    WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
+// A row while the lease holds; its column is NULL when the delivery waits no more.
+const HOLDS: &str = "SELECT d.is_open FROM partitions p LEFT JOIN deliveries d ON d.sequence = ? AND d.is_open = 1 \
+    WHERE p.tenant_id = ? AND p.subscriber = ? AND p.interface = ? AND p.partition_key = ? AND p.lease_owner = ? AND p.lease_epoch = ?";
 const SET_BACKOFF: &str = "UPDATE partitions SET backoff_until = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
 // Due when the backoff of the first waiting delivery ends; with nothing waiting, never.
@@ -358,10 +384,16 @@ pub(crate) const RELEASE: &str = "UPDATE partitions SET lease_owner = NULL, read
     WHERE d.tenant_id = partitions.tenant_id AND d.subscriber = partitions.subscriber AND d.interface = partitions.interface \
     AND d.partition_key = partitions.partition_key AND d.is_open = 1) THEN COALESCE(backoff_until, ?) ELSE NULL END \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
-const WAKE_LEASED: &str =
-    "UPDATE partitions SET backoff_until = NULL WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NOT NULL AND backoff_until IS NOT NULL";
-const WAKE_FREE: &str = "UPDATE partitions SET backoff_until = NULL, ready_at = ? \
+const WAKE: &str = "UPDATE partitions SET backoff_until = NULL, ready_at = ? \
     WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NULL AND ready_at > ?";
+// When nothing of the partition waits any more.
+pub(crate) const RELEASE_IF_EMPTY: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = NULL, backoff_until = NULL \
+    WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ? \
+    AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.tenant_id = partitions.tenant_id AND d.subscriber = partitions.subscriber \
+    AND d.interface = partitions.interface AND d.partition_key = partitions.partition_key AND d.is_open = 1)";
+// Until the next attempt.
+const RELEASE_UNTIL: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = ?, backoff_until = ? \
+    WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
 pub(crate) const SELECT_DUE: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at IS NOT NULL";
 pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.conflicts, d.first_failed_at, \
     e.id, e.tenant_id, e.topic, e.occurred_at, e.who, e.data, e.hops \
@@ -369,11 +401,13 @@ pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.confl
     AND d.partition_key = p.partition_key AND d.is_open = 1 JOIN events e ON e.id = d.event_id \
     WHERE p.tenant_id = ? AND p.subscriber = ? AND p.interface = ? AND p.partition_key = ? AND p.lease_owner = ? AND p.lease_epoch = ? \
     AND (p.backoff_until IS NULL OR p.backoff_until <= ?) ORDER BY d.sequence LIMIT 1";
-const IS_WAITING: &str = "SELECT 1 FROM deliveries WHERE sequence = ? AND is_open = 1";
 const FINISH: &str =
     "UPDATE deliveries SET state = ?, is_open = 0, attempts = attempts + 1, last_error = ?, handled_by = ?, finished_at = ? WHERE sequence = ?";
-const FAIL: &str = "UPDATE deliveries SET attempts = attempts + ?, conflicts = 0, \
-    first_failed_at = CASE WHEN ? = 1 THEN COALESCE(first_failed_at, ?) ELSE first_failed_at END, last_error = ?, handled_by = ? WHERE sequence = ?";
+const FAIL: &str = "UPDATE deliveries SET attempts = attempts + 1, conflicts = 0, first_failed_at = COALESCE(first_failed_at, ?), \
+    last_error = ?, handled_by = ? WHERE sequence = ?";
+// The time that it is put off does not count towards giving it up.
+const POSTPONE: &str =
+    "UPDATE deliveries SET conflicts = 0, first_failed_at = first_failed_at + ?, last_error = ?, handled_by = ? WHERE sequence = ?";
 const COUNT_CONFLICT: &str = "UPDATE deliveries SET conflicts = conflicts + 1 WHERE sequence = ?";
 pub(crate) const SELECT_LAG: &str = "SELECT COUNT(*), MIN(created_at) FROM deliveries WHERE is_open = 1";
 const SELECT_DEAD: &str = "SELECT d.sequence, d.subscriber, d.interface, d.attempts, d.last_error, d.finished_at, \
@@ -419,14 +453,62 @@ async fn set_subscriptions(
     Ok(())
 }
 
-async fn claim(tx: &mut Tx, owner: &str, limit: u32, lease: Duration, now: Timestamp) -> Result<Vec<Lease>, StorageError> {
-    let until = now.plus(lease);
-    let mut leases = Vec::new();
-    for row in tx.all(SELECT_READY, args![now.as_millis(), i64::from(limit)]).await? {
-        let (tenant, subscriber, interface, partition) = (tenant(&row, 0)?, row.text(1)?, row.text(2)?, row.text(3)?);
-        let epoch = row.int(4)?;
+async fn claim_ready(tx: &mut Tx, new: &Claim) -> Result<Vec<Lease>, StorageError> {
+    let mut leases = Leases { new, taken: Vec::new(), shares: new.shares.clone() };
+    let rows = tx.all(SELECT_READY, args![new.now.as_millis(), i64::from(new.limit)]).await?;
+    let may_be_more = rows.len() >= usize::try_from(new.limit).unwrap_or(usize::MAX);
+    let mut skipped = false;
+    for row in &rows {
+        skipped |= !leases.take(tx, row).await?;
+    }
+    // Behind those of a subscriber that has its share already others may wait: each of them is asked for.
+    let (mut tenant, mut subscriber) = (String::new(), String::new());
+    while skipped && may_be_more && !leases.is_full() {
+        let Some(row) = tx.one(SELECT_NEXT_SUBSCRIBER, args![tenant.as_str(), subscriber.as_str()]).await? else {
+            break;
+        };
+        (tenant, subscriber) = (row.text(0)?, row.text(1)?);
+        let left = leases.left_of(&TenantId::new(tenant.as_str()), &subscriber);
+        if left == 0 {
+            continue;
+        }
+        let args = args![tenant.as_str(), subscriber.as_str(), new.now.as_millis(), i64::from(left)];
+        for row in tx.all(SELECT_READY_OF, args).await? {
+            leases.take(tx, &row).await?;
+        }
+    }
+    Ok(leases.taken)
+}
+
+struct Leases<'a> {
+    new: &'a Claim,
+    taken: Vec<Lease>,
+    shares: HashMap<(TenantId, String), u32>,
+}
+
+impl Leases<'_> {
+    fn is_full(&self) -> bool {
+        self.taken.len() >= usize::try_from(self.new.limit).unwrap_or(usize::MAX)
+    }
+
+    fn left_of(&self, tenant: &TenantId, subscriber: &str) -> u32 {
+        self.shares.get(&(tenant.clone(), subscriber.to_owned())).copied().unwrap_or(self.new.share)
+    }
+
+    /// `false`: its subscriber has its share.
+    async fn take(&mut self, tx: &mut Tx, row: &AnyRow) -> Result<bool, StorageError> {
+        let Claim { owner, lease, now, .. } = self.new;
+        let (tenant, subscriber, interface, partition) = (tenant(row, 0)?, row.text(1)?, row.text(2)?, row.text(3)?);
+        let left = self.left_of(&tenant, &subscriber);
+        if left == 0 {
+            return Ok(false);
+        }
+        if self.is_full() {
+            return Ok(true);
+        }
+        let (epoch, until) = (row.int(4)?, now.plus(*lease));
         let args = args![
-            owner,
+            owner.as_str(),
             epoch + 1,
             until.as_millis(),
             tenant.as_str(),
@@ -437,10 +519,11 @@ async fn claim(tx: &mut Tx, owner: &str, limit: u32, lease: Duration, now: Times
             now.as_millis(),
         ];
         if tx.run(TAKE, args).await? > 0 {
-            leases.push(Lease { tenant, subscriber, interface, partition, owner: owner.to_owned(), epoch: epoch + 1, until });
+            self.shares.insert((tenant.clone(), subscriber.clone()), left - 1);
+            self.taken.push(Lease { tenant, subscriber, interface, partition, owner: owner.clone(), epoch: epoch + 1, until });
         }
+        Ok(true)
     }
-    Ok(leases)
 }
 
 /// The partition's key, and what fences.
@@ -470,10 +553,10 @@ struct Work {
 
 async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed, StorageError> {
     let Work { lease, sequence, hops, completion } = work;
-    if tx.one(HOLDS, of_lease(args![], lease)).await?.is_none() {
+    let Some(held) = tx.one(HOLDS, of_lease(args![*sequence], lease)).await? else {
         return Ok(Completed::LeaseLost);
-    }
-    if tx.one(IS_WAITING, args![*sequence]).await?.is_none() {
+    };
+    if held.opt_int(0)?.is_none() {
         return Ok(Completed::Conflict("the delivery was withdrawn".to_owned()));
     }
     match completion {
@@ -491,23 +574,36 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
             }
             let no_error: Option<Vec<u8>> = None;
             tx.run(FINISH, args!["done", no_error, by.to_string(), now.as_millis(), *sequence]).await?;
-            let never: Option<i64> = None;
-            tx.run(SET_BACKOFF, of_lease(args![never], lease)).await?;
+            go_on(tx, lease).await
         }
         Completion::Retry { at, error, counted, by } => {
-            let counted = i64::from(*counted);
             let error = sealed::seal(error.as_bytes());
-            tx.run(FAIL, args![counted, counted, now.as_millis(), error, by.to_string(), *sequence]).await?;
-            tx.run(SET_BACKOFF, of_lease(args![at.as_millis()], lease)).await?;
+            if *counted {
+                tx.run(FAIL, args![now.as_millis(), error, by.to_string(), *sequence]).await?;
+            } else {
+                let wait = at.as_millis().saturating_sub(now.as_millis()).max(0);
+                tx.run(POSTPONE, args![wait, error, by.to_string(), *sequence]).await?;
+            }
+            tx.run(RELEASE_UNTIL, of_lease(args![at.as_millis(), at.as_millis()], lease)).await?;
+            tx.after_commit(Change::Outbox);
+            Ok(Completed::Stored { released: true })
         }
         Completion::Dead { error, by } => {
             let error = sealed::seal(error.as_bytes());
             tx.run(FINISH, args!["dead", error, by.to_string(), now.as_millis(), *sequence]).await?;
-            let never: Option<i64> = None;
-            tx.run(SET_BACKOFF, of_lease(args![never], lease)).await?;
+            go_on(tx, lease).await
         }
     }
-    Ok(Completed::Stored)
+}
+
+/// After a delivery that is over: gives the lease back if nothing more waits.
+async fn go_on(tx: &mut Tx, lease: &Lease) -> Result<Completed, StorageError> {
+    if tx.run(RELEASE_IF_EMPTY, of_lease(args![], lease)).await? > 0 {
+        return Ok(Completed::Stored { released: true });
+    }
+    let never: Option<i64> = None;
+    tx.run(SET_BACKOFF, of_lease(args![never], lease)).await?;
+    Ok(Completed::Stored { released: false })
 }
 
 async fn replay(tx: &mut Tx, tenant: &TenantId, sequences: &[i64], now: Timestamp) -> Result<u64, StorageError> {

@@ -16,10 +16,14 @@ const HOT: &[(&str, &str)] = &[
     (commands::SELECT_EXPIRED, "command_queue_expiring"),
     (commands::SELECT_COLLAPSED, "command_queue_collapse"),
     (commands::SELECT_BY_KEY, "command_queue_idempotency"),
+    (commands::FORGET_KEYS, "command_queue_idempotency"),
     (commands::SELECT_OPEN_OF_DEVICE, "command_queue_open"),
     (certificate_bindings::SELECT_BINDING, "sqlite_autoindex_certificate_bindings_1"),
     // outbox
     (outbox::SELECT_READY, "partitions_ready"),
+    (outbox::SELECT_READY_OF, "partitions_ready_of"),
+    (outbox::SELECT_NEXT_SUBSCRIBER, "partitions_ready_of"),
+    (outbox::RELEASE_IF_EMPTY, "deliveries_partition"),
     (outbox::SELECT_DUE, "partitions_ready"),
     (outbox::SELECT_DELIVERY, "deliveries_partition"),
     (outbox::SELECT_LAG, "deliveries_open"),
@@ -59,7 +63,7 @@ async fn the_next_command_is_not_sorted_for() {
     let url = format!("sqlite://{}/test.db", directory.path().display());
     let storage = Storage::open(OpenOptions { url: url.clone(), now: Timestamp::from_millis(0) }).await.unwrap();
     let mut connection = sqlx::sqlite::SqliteConnection::connect(&url).await.unwrap();
-    for statement in [commands::SELECT_NEXT, outbox::SELECT_DELIVERY, outbox::SELECT_READY, commands::SELECT_EXPIRED] {
+    for statement in [commands::SELECT_NEXT, outbox::SELECT_DELIVERY, outbox::SELECT_READY, outbox::SELECT_READY_OF, commands::SELECT_EXPIRED] {
         let mut explain = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")));
         for _ in 0..statement.matches('?').count() {
             explain = explain.bind(1_i64);

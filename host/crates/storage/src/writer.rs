@@ -420,16 +420,23 @@ mod tests {
     ) -> Vec<tokio::task::JoinHandle<T>> {
         let tracker = tokio_util::task::TaskTracker::new();
         let held = queue.commit_gate.write().await;
-        let before = count_waiting(queue);
-        let first = tracker.spawn(insert(Arc::clone(queue), "first".to_owned()));
-        let wanted = before + members.len();
+        let (runs, mut running) = tokio::sync::mpsc::unbounded_channel();
+        let first = Arc::clone(queue);
+        let first = tracker.spawn(async move {
+            let work = first.write(Class::Answer, move |tx| {
+                let runs = runs.clone();
+                Box::pin(async move {
+                    runs.send(()).unwrap();
+                    tx.run(INSERT, args!["first"]).await?;
+                    Ok(Outcome::Commit(()))
+                })
+            });
+            work.await
+        });
+        // It runs, so its group is closed, and stays before its commit.
+        running.recv().await.unwrap();
         let handles: Vec<_> = members.into_iter().map(|member| tracker.spawn(member)).collect();
-        // The writer may have taken some of them together with `first`: those wait in its commit rather than in the queue, and never show
-        // in the count.
-        for _ in 0..10_000 {
-            if count_waiting(queue) >= wanted {
-                break;
-            }
+        while count_waiting(queue) < handles.len() {
             tokio::task::yield_now().await;
         }
         drop(held);

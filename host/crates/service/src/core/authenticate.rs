@@ -5,6 +5,7 @@ use wasmdm_protocol::checkin::{Authenticate, CheckInMessage};
 use wasmdm_storage::audit::AuditRow;
 use wasmdm_storage::effects::Applied;
 use wasmdm_storage::enrollments::{self, Authenticated};
+use wasmdm_storage::events::EnrollmentRecord;
 
 use super::Core;
 use crate::enrollment_policy::{Candidate, Verdict};
@@ -36,7 +37,7 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            candidate.re_enrolling = known.is_some();
+            candidate.re_enrolling = known.as_ref().is_some_and(EnrollmentRecord::would_re_enroll);
             let answer = self.policy.decide(&candidate).await;
             let now = self.clock.now();
             let (quarantined_by, tags) = match answer.verdict {
@@ -59,7 +60,7 @@ impl Core {
                 }
             };
             let mut audit = answer.audit;
-            audit.extend(self.takeover_audit(&request, &id, candidate.re_enrolling).await?);
+            audit.extend(self.takeover_audit(&request, &id, known.is_some()).await?);
             let stored = self
                 .storage
                 .authenticate(enrollments::Authenticate {

@@ -1,5 +1,6 @@
 //! How events reach subscribers: in order per device, again after a failure, never lost.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::subscriber::{Delivered, Subscriber};
-use wasmdm_storage::outbox::{Delivery, Lease, Subscription};
+use wasmdm_storage::outbox::{Claim, Delivery, Lease, Subscription};
 use wasmdm_testkit::push::RecordingPusher;
 
 use crate::stage::Stage;
@@ -152,7 +153,8 @@ async fn what_was_waiting_when_a_process_died_is_delivered_by_the_next() {
     running.stop().await;
     stage.enroll(&stage.device(1)).await;
     // Another process took a lease and was killed.
-    let leases = stage.storage.claim("killed", 10, Duration::from_secs(60), stage.clock.now()).await.unwrap();
+    let (owner, lease, now) = ("killed".to_owned(), Duration::from_secs(60), stage.clock.now());
+    let leases = stage.storage.claim(Claim { owner, limit: 10, share: 10, shares: HashMap::new(), lease, now }).await.unwrap();
     assert_eq!(leases.len(), 1);
     let mut running = Running::start(&stage, Vec::new()).await;
     assert!(tokio::time::timeout(Duration::from_millis(200), running.seen.recv()).await.is_err(), "its lease still holds");

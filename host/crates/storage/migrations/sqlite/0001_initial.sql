@@ -166,7 +166,7 @@ CREATE TABLE command_queue (
 );
 -- The UUID first: otherwise this index, which holds the whole history, is taken for an enrollment's open commands.
 CREATE UNIQUE INDEX command_queue_command ON command_queue (command_uuid, enrollment_id);
-CREATE UNIQUE INDEX command_queue_idempotency ON command_queue (tenant_id, origin, enrollment_id, idempotency_key)
+CREATE UNIQUE INDEX command_queue_idempotency ON command_queue (enrollment_id, tenant_id, origin, idempotency_key)
     WHERE idempotency_key IS NOT NULL;
 CREATE INDEX command_queue_open ON command_queue (enrollment_id, state, priority DESC, sequence) WHERE is_open = 1;
 CREATE INDEX command_queue_expiring ON command_queue (expires_at) WHERE is_open = 1 AND expires_at IS NOT NULL;
@@ -263,6 +263,7 @@ CREATE TABLE partitions (
     PRIMARY KEY (tenant_id, subscriber, interface, partition_key)
 );
 CREATE INDEX partitions_ready ON partitions (ready_at) WHERE ready_at IS NOT NULL;
+CREATE INDEX partitions_ready_of ON partitions (tenant_id, subscriber, ready_at) WHERE ready_at IS NOT NULL;
 
 CREATE TABLE deliveries (
     -- The order within a partition. Never reused.

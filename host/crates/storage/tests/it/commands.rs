@@ -230,6 +230,67 @@ pub(crate) async fn an_acknowledged_erase_ends_the_old_queue(database: &Database
     assert_eq!(database.poll("A").await, None);
 }
 
+/// The device was wiped, whatever had become of the command here meanwhile.
+pub(crate) async fn an_erase_that_was_given_up_and_is_acknowledged_late_ends_the_old_queue_too(database: &Database) {
+    database.enroll("A").await;
+    let options = CommandOptions { expires_at: Some(at(25)), ..CommandOptions::default() };
+    database.queue_with("A", "C1", "EraseDevice", options, "api:test").await;
+    database.queue("A", "C2").await;
+    assert_eq!(database.poll("A").await.as_deref(), Some("C1"));
+    assert_eq!(database.storage().expire_commands(at(26)).await.unwrap(), 1);
+    assert_eq!(database.report("A", "C1", Status::Acknowledged).await, (Recorded::Orphan, None));
+    assert_eq!(database.state("A", "C1").await, "expired");
+    assert_eq!(database.state("A", "C2").await, "cancelled");
+}
+
+pub(crate) async fn an_erase_of_an_earlier_enrollment_that_is_acknowledged_late_changes_nothing(database: &Database) {
+    database.enroll("A").await;
+    database.queue_with("A", "C1", "EraseDevice", CommandOptions::default(), "api:test").await;
+    database.poll("A").await;
+    database.authenticate("A", 40).await;
+    database.token_update("A", 41).await;
+    database.queue("A", "C2").await;
+    assert_eq!(database.report("A", "C1", Status::Acknowledged).await, (Recorded::Orphan, Some("C2".to_owned())));
+    assert_eq!(database.state("A", "C2").await, "sent");
+}
+
+/// A device that was wiped gets the first commands again, although the plugin that queues them uses the same key each time.
+pub(crate) async fn idempotency_keys_of_an_earlier_enrollment_are_free_again(database: &Database) {
+    let options = || CommandOptions { idempotency_key: Some("baseline".to_owned()), ..CommandOptions::default() };
+    database.enroll("A").await;
+    database.enroll_user("A", "jo").await;
+    for (target, first, second) in [("A", "C1", "C2"), ("A:jo", "U1", "U2")] {
+        let queue = async |uuid: &str| database.queue_with(target, uuid, "DeviceInformation", options(), "plugin:p").await;
+        assert_eq!(queue(first).await, EnqueueOutcome::Queued { uuid: first.to_owned() });
+        assert_eq!(queue(second).await, EnqueueOutcome::AlreadyQueued { uuid: first.to_owned() });
+    }
+    database.enroll("A").await;
+    database.enroll_user("A", "jo").await;
+    for (target, third) in [("A", "C3"), ("A:jo", "U3")] {
+        let again = database.queue_with(target, third, "DeviceInformation", options(), "plugin:p").await;
+        assert_eq!(again, EnqueueOutcome::Queued { uuid: third.to_owned() });
+        assert_eq!(database.poll(target).await.as_deref(), Some(third));
+    }
+}
+
+pub(crate) async fn orphan_reports_are_bounded_by_their_bytes(database: &Database) {
+    database.enroll("A").await;
+    for number in 0..5 {
+        let mut long = report("A", &format!("unknown-{number}"), Status::Acknowledged);
+        long.raw = vec![b'x'; 400_000].into();
+        database.storage().report(long, true).await.unwrap();
+    }
+    let kept = async || {
+        let orphans = database.storage().orphan_reports(&default(), &id("A"), 1000).await.unwrap();
+        orphans.into_iter().map(|orphan| orphan.command_uuid).collect::<Vec<_>>()
+    };
+    assert_eq!(kept().await, ["unknown-4", "unknown-3"]);
+    let mut longer = report("A", "longest", Status::Acknowledged);
+    longer.raw = vec![b'x'; 3_000_000].into();
+    database.storage().report(longer, true).await.unwrap();
+    assert_eq!(kept().await, ["longest"], "the newest stays");
+}
+
 pub(crate) async fn the_same_command_again_changes_nothing(database: &Database) {
     database.enroll("A").await;
     database.queue("A", "C1").await;
@@ -316,7 +377,7 @@ pub(crate) async fn a_malformed_report_errors_only_what_was_sent_to_the_enrollme
     database.enroll("A").await;
     database.enroll("B").await;
     database.enroll_user("A", "jo").await;
-    for (target, uuid) in [("A", "C1"), ("A", "C2"), ("A:jo", "U1"), ("B", "B1")] {
+    for (target, uuid) in [("A", "C1"), ("A", "C2"), ("A:jo", "U1"), ("A:jo", "U2"), ("B", "B1")] {
         database.queue(target, uuid).await;
     }
     database.poll("A").await;
@@ -335,7 +396,8 @@ pub(crate) async fn a_malformed_report_errors_only_what_was_sent_to_the_enrollme
     assert_eq!(database.count_rows("orphan_reports").await, 0);
     assert_eq!(malformed("C1").await, (Recorded::Final, Some("C2".to_owned())));
     assert_eq!(malformed("C1").await, (Recorded::Repeated, Some("C2".to_owned())));
-    assert_eq!(malformed("U1").await, (Recorded::Final, None));
+    // The answer goes to the channel whose command it was.
+    assert_eq!(malformed("U1").await, (Recorded::Final, Some("U2".to_owned())));
     let status = database.storage().command_status(&default(), &id("A"), "C1").await.unwrap().unwrap();
     assert_eq!((status.state.as_str(), status.report.as_deref()), ("errored", Some(&b"<plist"[..])));
     assert_eq!(database.state("A:jo", "U1").await, "errored");

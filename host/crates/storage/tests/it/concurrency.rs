@@ -1,9 +1,10 @@
 use crate::fixture::*;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+use wasmdm_storage::outbox::Claim;
 
 pub(crate) async fn two_polls_at_once_send_a_command_once(database: &Database) {
     database.enroll("A").await;
@@ -68,7 +69,9 @@ pub(crate) async fn two_workers_never_hold_one_partition(database: &Database) {
         workers.spawn(async move {
             let mut held = Vec::new();
             loop {
-                let leases = storage.claim(&format!("worker-{worker}"), 3, Duration::from_secs(30), at(50)).await.unwrap();
+                let owner = format!("worker-{worker}");
+                let claim = Claim { owner, limit: 3, share: 3, shares: HashMap::new(), lease: Duration::from_secs(30), now: at(50) };
+                let leases = storage.claim(claim).await.unwrap();
                 if leases.is_empty() {
                     return held;
                 }

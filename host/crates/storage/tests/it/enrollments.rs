@@ -90,6 +90,34 @@ pub(crate) async fn re_enrolling_clears_queue_tokens_tally_and_users(database: &
     assert_eq!(database.poll("A:jo").await, None);
 }
 
+pub(crate) async fn a_first_authenticate_that_is_sent_again_is_no_re_enrollment(database: &Database) {
+    database.subscribe("plugin:p", &["enrollment.enrolled"]).await;
+    for millis in [0, 5] {
+        let done = database.try_authenticate(authenticate("A", "A", millis)).await;
+        assert_eq!(done, Authenticated::Stored { re_enrolling: false });
+    }
+    database.token_update("A", 10).await;
+    assert_eq!(database.drain(20).await[0].event.data["re_enrolling"], false);
+    for millis in [30, 35] {
+        let done = database.try_authenticate(authenticate("A", "A", millis)).await;
+        assert_eq!(done, Authenticated::Stored { re_enrolling: true });
+    }
+    database.token_update("A", 40).await;
+    assert_eq!(database.drain(50).await[0].event.data["re_enrolling"], true);
+}
+
+/// A user who waits for the configuration again after its device enrolled anew.
+pub(crate) async fn awaiting_configuration_of_an_earlier_enrollment_is_forgotten(database: &Database) {
+    database.subscribe("plugin:p", &["configuration.awaiting"]).await;
+    for _ in 0..2 {
+        database.enroll("A").await;
+        let mut update = user_token_update("A", "jo", 2);
+        update.awaiting_configuration = Some(true);
+        database.storage().token_update(update).await.unwrap();
+    }
+    assert_eq!(database.drain_topics(50).await.len(), 2);
+}
+
 pub(crate) async fn an_absent_unlock_token_keeps_the_old_one(database: &Database) {
     database.authenticate("A", 0).await;
     let mut update = token_update("A", 1);

@@ -14,7 +14,7 @@ use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NextCommand, Recorded, ReportInput};
 use wasmdm_storage::effects::{Applied, KvQuota, PluginEffects};
 use wasmdm_storage::enrollments::{Authenticate, Authenticated, TokenUpdate, TokenUpdated};
-use wasmdm_storage::outbox::{Completed, Completion, Delivery, Lease, Subscription};
+use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease, Subscription};
 use wasmdm_storage::{OpenOptions, Storage};
 
 pub(crate) const TOPIC: &str = "com.apple.mgmt.External.test";
@@ -139,7 +139,14 @@ impl Database {
     }
 
     pub(crate) async fn claim(&self, millis: i64) -> Vec<Lease> {
-        self.storage().claim("worker", 100, Duration::from_secs(30), at(millis)).await.unwrap()
+        self.claim_up_to(100, 100, &[], millis).await
+    }
+
+    /// As [`Self::claim`], with at most `share` leases of each subscriber but for those in `shares`.
+    pub(crate) async fn claim_up_to(&self, limit: u32, share: u32, shares: &[(&str, u32)], millis: i64) -> Vec<Lease> {
+        let shares = shares.iter().map(|(subscriber, share)| ((TenantId::default(), (*subscriber).to_owned()), *share)).collect();
+        let claim = Claim { owner: "worker".to_owned(), limit, share, shares, lease: Duration::from_secs(30), now: at(millis) };
+        self.storage().claim(claim).await.unwrap()
     }
 
     /// The first waiting delivery, with the lease on its partition.
@@ -164,7 +171,7 @@ impl Database {
             }
             for lease in leases {
                 while let Some(delivery) = self.storage().next_delivery(&lease, at(millis)).await.unwrap() {
-                    assert_eq!(self.done(&lease, &delivery, None).await, Completed::Stored);
+                    assert!(matches!(self.done(&lease, &delivery, None).await, Completed::Stored { .. }));
                     drained.push(delivery);
                 }
                 self.storage().release(&lease, at(millis)).await.unwrap();

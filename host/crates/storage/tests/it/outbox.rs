@@ -1,6 +1,6 @@
 use crate::fixture::*;
 use std::time::Duration;
-use wasmdm_storage::outbox::{Completed, Completion};
+use wasmdm_storage::outbox::{Completed, Completion, Lease};
 
 fn retry(millis: i64, counted: bool) -> Completion {
     Completion::Retry { at: at(millis), error: "no route".to_owned(), counted, by: serde_json::json!({ "digest": "d1" }) }
@@ -27,7 +27,7 @@ pub(crate) async fn deliveries_of_a_device_come_in_order(database: &Database) {
     let mut topics = Vec::new();
     while let Some(delivery) = database.storage().next_delivery(of_a, at(50)).await.unwrap() {
         assert_eq!((delivery.attempt, delivery.conflicts, delivery.first_failed_at), (1, 0, None));
-        assert_eq!(database.done(of_a, &delivery, None).await, Completed::Stored);
+        assert!(matches!(database.done(of_a, &delivery, None).await, Completed::Stored { .. }));
         topics.push(delivery.event.topic);
     }
     assert_eq!(topics, ["enrollment.enrolling", "enrollment.enrolled"]);
@@ -59,7 +59,7 @@ pub(crate) async fn a_worker_that_lost_its_lease_changes_nothing(database: &Data
     assert!(database.storage().next_delivery(&slow, at(40_001)).await.unwrap().is_none());
     database.storage().release(&slow, at(40_001)).await.unwrap();
     assert_eq!(database.claim(40_002).await.len(), 0, "the quick one still holds it");
-    assert_eq!(database.done(&quick, &same, None).await, Completed::Stored);
+    assert!(matches!(database.done(&quick, &same, None).await, Completed::Stored { .. }));
 }
 
 pub(crate) async fn a_retry_holds_back_the_partition_and_new_events_do_not_wake_it(database: &Database) {
@@ -67,7 +67,7 @@ pub(crate) async fn a_retry_holds_back_the_partition_and_new_events_do_not_wake_
     database.authenticate("A", 0).await;
     let storage = database.storage();
     let (lease, delivery) = database.take(50).await;
-    assert_eq!(storage.complete(&lease, &delivery, retry(1000, true), at(60)).await.unwrap(), Completed::Stored);
+    assert!(matches!(storage.complete(&lease, &delivery, retry(1000, true), at(60)).await.unwrap(), Completed::Stored { .. }));
     assert!(storage.next_delivery(&lease, at(999)).await.unwrap().is_none());
     storage.release(&lease, at(61)).await.unwrap();
     database.token_update("A", 70).await;
@@ -79,10 +79,44 @@ pub(crate) async fn a_retry_holds_back_the_partition_and_new_events_do_not_wake_
     storage.complete(&lease, &again, retry(2000, false), at(1001)).await.unwrap();
     storage.release(&lease, at(1002)).await.unwrap();
     let (lease, uncounted) = database.take(2000).await;
-    assert_eq!((uncounted.attempt, uncounted.first_failed_at), (2, Some(at(60))));
+    assert_eq!((uncounted.attempt, uncounted.first_failed_at), (2, Some(at(60 + 999))), "being put off does not age it");
     database.done(&lease, &uncounted, None).await;
     let next = storage.next_delivery(&lease, at(2001)).await.unwrap().unwrap();
     assert_eq!((next.event.topic.as_str(), next.attempt), ("enrollment.enrolled", 1));
+}
+
+/// However long the queue of a subscriber is that answers slowly, the others get their share of the workers.
+pub(crate) async fn a_subscriber_gets_its_share_and_those_behind_it_theirs(database: &Database) {
+    database.subscribe("plugin:slow", &["enrollment.enrolling"]).await;
+    for device in 0..20 {
+        database.authenticate(&format!("S{device}"), 0).await;
+    }
+    database.subscribe("plugin:quick", &["enrollment.enrolling"]).await;
+    database.subscribe("plugin:slow", &[]).await;
+    for device in 0..4 {
+        database.authenticate(&format!("Q{device}"), 20).await;
+    }
+    let of = |leases: &[Lease], subscriber: &str| leases.iter().filter(|lease| lease.subscriber == subscriber).count();
+    let first = database.claim_up_to(16, 3, &[], 50).await;
+    assert_eq!((of(&first, "plugin:slow"), of(&first, "plugin:quick")), (3, 3));
+    let second = database.claim_up_to(13, 3, &[("plugin:slow", 0), ("plugin:quick", 2)], 50).await;
+    assert_eq!((of(&second, "plugin:slow"), of(&second, "plugin:quick")), (0, 1));
+    let third = database.claim_up_to(5, 100, &[], 50).await;
+    assert_eq!(of(&third, "plugin:slow"), 5);
+}
+
+/// The last delivery of a partition gives the lease back in its own commit, so that what comes next is claimed anew.
+pub(crate) async fn a_partition_with_nothing_left_is_given_back_with_its_last_delivery(database: &Database) {
+    database.subscribe("plugin:p", &["enrollment.*"]).await;
+    database.enroll("A").await;
+    let (lease, delivery) = database.take(50).await;
+    assert_eq!(database.done(&lease, &delivery, None).await, Completed::Stored { released: false });
+    let last = database.storage().next_delivery(&lease, at(51)).await.unwrap().unwrap();
+    assert_eq!(database.done(&lease, &last, None).await, Completed::Stored { released: true });
+    assert_eq!(database.done(&lease, &last, None).await, Completed::LeaseLost);
+    assert_eq!(database.storage().outbox_due().await.unwrap(), None);
+    database.authenticate("A", 60).await;
+    assert_eq!(database.claim(61).await[0].epoch, lease.epoch + 1);
 }
 
 pub(crate) async fn waking_a_subscriber_ends_its_backoff(database: &Database) {
@@ -93,12 +127,10 @@ pub(crate) async fn waking_a_subscriber_ends_its_backoff(database: &Database) {
         let delivery = storage.next_delivery(lease, at(50)).await.unwrap().unwrap();
         storage.complete(lease, &delivery, retry(100_000, true), at(60)).await.unwrap();
     }
-    storage.release(&leases[0], at(61)).await.unwrap();
     storage.wake_subscriber(&default(), "plugin:other", at(70)).await.unwrap();
     assert!(database.claim(71).await.is_empty());
     storage.wake_subscriber(&default(), "plugin:p", at(72)).await.unwrap();
-    assert_eq!(database.claim(72).await.len(), 1);
-    assert!(storage.next_delivery(&leases[1], at(73)).await.unwrap().is_some(), "the one that is still leased is due too");
+    assert_eq!(database.claim(72).await.len(), leases.len());
 }
 
 pub(crate) async fn a_dead_letter_lets_the_partition_go_on_and_can_be_replayed(database: &Database) {
@@ -164,7 +196,7 @@ pub(crate) async fn a_renewed_lease_lasts_longer(database: &Database) {
     let (lease, delivery) = database.take(50).await;
     assert!(database.storage().renew(&lease, Duration::from_mins(1), at(20_000)).await.unwrap());
     assert!(database.claim(79_999).await.is_empty());
-    assert_eq!(database.done(&lease, &delivery, None).await, Completed::Stored);
+    assert!(matches!(database.done(&lease, &delivery, None).await, Completed::Stored { .. }));
     database.storage().release(&lease, at(80_000)).await.unwrap();
     assert!(database.claim(90_000).await.is_empty(), "nothing waits any more");
 }

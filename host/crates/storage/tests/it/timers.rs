@@ -38,7 +38,7 @@ pub(crate) async fn a_timer_fires_once(database: &Database) {
     let expected = serde_json::json!({ "name": "wait", "scheduled_for": at(100).as_millis(), "data": { "$data": "bm90ZQ==" } });
     assert_eq!(tick.event.data, expected);
     assert_eq!(timer(database, "wait", Some("A")).await, Some(100), "its tick is being handled");
-    assert_eq!(database.done(&lease, &tick, None).await, Completed::Stored);
+    assert!(matches!(database.done(&lease, &tick, None).await, Completed::Stored { .. }));
     assert_eq!(timer(database, "wait", Some("A")).await, None);
     database.storage().fire_timers(at(200)).await.unwrap();
     let (lease, tick) = database.take(200).await;
@@ -61,7 +61,7 @@ pub(crate) async fn setting_a_timer_again_moves_it(database: &Database) {
     database.storage().fire_timers(at(500)).await.unwrap();
     let (lease, tick) = database.take(500).await;
     let again = PluginEffects { timers: vec![set("wait", Some("A"), 900)], ..effects("p") };
-    assert_eq!(database.done(&lease, &tick, Some(again)).await, Completed::Stored);
+    assert!(matches!(database.done(&lease, &tick, Some(again)).await, Completed::Stored { .. }));
     assert_eq!(timer(database, "wait", Some("A")).await, Some(900));
 }
 
