@@ -12,7 +12,7 @@ use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock;
 use wasmdm_service::enrollment_policy::{Candidate, EnrollmentPolicy, PolicyAnswer, Verdict};
 use wasmdm_storage::audit::AuditRow;
-use wasmdm_storage::effects::PluginEffects;
+use wasmdm_storage::effects::DecisionEffects;
 
 use crate::call::{Answer, Called, Decision, Outcome, Request};
 use crate::contract;
@@ -77,7 +77,7 @@ struct Chain<'a> {
     policy: &'a PluginEnrollmentPolicy,
     candidate: &'a Candidate,
     decisions: Vec<Value>,
-    effects: Vec<PluginEffects>,
+    effects: Vec<DecisionEffects>,
     audit: Vec<AuditRow>,
     tags: Vec<String>,
     quarantine: Option<String>,
@@ -118,7 +118,8 @@ impl Chain<'_> {
                 return failed(&identity.name, outcome.label(), on_failure, monitored);
             }
         };
-        self.effects.extend(called.effects.map(|effects| *effects));
+        let required = plugin.effective().on_failure(HOOK) == OnFailure::Closed && !monitored;
+        self.effects.extend(called.effects.map(|effects| DecisionEffects { effects: *effects, required }));
         let name = identity.name.clone();
         match decision {
             Decision::Abstain => {
@@ -218,7 +219,11 @@ impl Chain<'_> {
         });
     }
 
-    fn answer(self, verdict: Verdict) -> PolicyAnswer {
+    fn answer(mut self, verdict: Verdict) -> PolicyAnswer {
+        // Who is refused already is not let come again because of what a plugin before the one that denies wrote.
+        if matches!(verdict, Verdict::Deny { .. }) {
+            self.effects.iter_mut().for_each(|effects| effects.required = false);
+        }
         PolicyAnswer { verdict, decisions: Value::Array(self.decisions), effects: self.effects, audit: self.audit }
     }
 }

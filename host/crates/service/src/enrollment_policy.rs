@@ -7,7 +7,7 @@ use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, TenantId};
 use wasmdm_protocol::plist;
 use wasmdm_storage::audit::AuditRow;
-use wasmdm_storage::effects::PluginEffects;
+use wasmdm_storage::effects::DecisionEffects;
 
 /// Whoever may refuse an enrollment: the plugins with the hook `enrollment-policy`.
 pub trait EnrollmentPolicy: std::fmt::Debug + Send + Sync + 'static {
@@ -39,7 +39,7 @@ pub struct PolicyAnswer {
     /// JSON array of `{plugin, digest, generation, verdict, reason?}`, in the order asked.
     pub decisions: serde_json::Value,
     /// What the plugins wrote; commits with the decision, a deny too.
-    pub effects: Vec<PluginEffects>,
+    pub effects: Vec<DecisionEffects>,
     /// One row per deny, quarantine and failure; already rate-limited.
     pub audit: Vec<AuditRow>,
 }

@@ -1,6 +1,6 @@
 //! Who decided what.
 
-use crate::effects::{self, Applied, Checked, PluginEffects};
+use crate::effects::{self, Applied, DecisionEffects};
 use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
@@ -34,20 +34,17 @@ impl Storage {
     ///
     /// # Errors
     /// [`StorageError::Invalid`] when an effect can never be stored.
-    pub async fn record_decision(&self, effects: Vec<PluginEffects>, audit: Vec<AuditRow>, now: Timestamp) -> Result<Applied<()>, StorageError> {
+    pub async fn record_decision(&self, effects: Vec<DecisionEffects>, audit: Vec<AuditRow>, now: Timestamp) -> Result<Applied<()>, StorageError> {
         let decision = Arc::new((effects, audit));
         self.write(Class::Answer, move |tx| {
             let decision = Arc::clone(&decision);
             Box::pin(async move {
                 let (effects, audit) = &*decision;
-                for plugin in effects {
-                    match effects::check(tx, plugin, now).await? {
-                        Checked::Sound => {}
-                        Checked::Conflict(what) => return Ok(Outcome::Commit(Applied::Conflict(what))),
-                        Checked::Rejected(problem) => return Err(StorageError::Invalid { field: "effects", problem }),
-                    }
-                }
-                for plugin in effects {
+                let sound = match effects::check_decision(tx, effects, now).await? {
+                    Applied::Done(sound) => sound,
+                    Applied::Conflict(what) => return Ok(Outcome::Commit(Applied::Conflict(what))),
+                };
+                for plugin in sound {
                     effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, now).await?;
                 }
                 for row in audit {

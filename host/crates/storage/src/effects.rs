@@ -26,6 +26,39 @@ pub enum Applied<T> {
     Conflict(String),
 }
 
+/// What a plugin wrote while it decided about a device.
+#[derive(Debug, Clone)]
+pub struct DecisionEffects {
+    /// What it wrote.
+    pub effects: PluginEffects,
+    /// `false`: the decision stands without them, so what cannot be stored (over the quota, for instance) is left out. So it is with a
+    /// plugin that is only monitored or fails open, and with every deny.
+    pub required: bool,
+}
+
+/// Those of the effects that are to be applied with a decision.
+///
+/// # Errors
+/// [`StorageError::Invalid`] when required ones can never be stored.
+pub(crate) async fn check_decision<'a>(
+    tx: &mut Tx,
+    all: &'a [DecisionEffects],
+    now: Timestamp,
+) -> Result<Applied<Vec<&'a PluginEffects>>, StorageError> {
+    let mut sound = Vec::new();
+    for DecisionEffects { effects, required } in all {
+        match check(tx, effects, now).await? {
+            Checked::Sound => sound.push(effects),
+            Checked::Conflict(what) => return Ok(Applied::Conflict(what)),
+            Checked::Rejected(problem) if *required => return Err(StorageError::Invalid { field: "effects", problem }),
+            Checked::Rejected(problem) => {
+                tracing::warn!(plugin = effects.plugin, "What plugin {} wrote with its decision is left out: {problem}", effects.plugin);
+            }
+        }
+    }
+    Ok(Applied::Done(sound))
+}
+
 /// All effects of one call of one plugin.
 #[derive(Debug, Clone)]
 pub struct PluginEffects {

@@ -3,7 +3,7 @@
 use crate::audit::{self, AuditRow};
 use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
 use crate::commands::{clear_queue, forget_idempotency_keys};
-use crate::effects::{self, Applied, Checked, PluginEffects};
+use crate::effects::{self, Applied, DecisionEffects};
 use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
@@ -47,7 +47,7 @@ pub struct Authenticate {
     /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment and in the event `enrollment.enrolling`.
     pub decisions: Value,
     /// What the policies wrote.
-    pub effects: Vec<PluginEffects>,
+    pub effects: Vec<DecisionEffects>,
     /// Rows for the audit.
     pub audit: Vec<AuditRow>,
     /// When it arrived.
@@ -347,13 +347,10 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         Some(known) => state(&known.text(2)?)? != EnrollmentState::Enrolling || known.flag(5)?,
         None => false,
     };
-    for plugin in &message.effects {
-        match effects::check(tx, plugin, *now).await? {
-            Checked::Sound => {}
-            Checked::Conflict(what) => return Ok(Applied::Conflict(what)),
-            Checked::Rejected(problem) => return Err(StorageError::Invalid { field: "effects", problem }),
-        }
-    }
+    let sound = match effects::check_decision(tx, &message.effects, *now).await? {
+        Applied::Done(sound) => sound,
+        Applied::Conflict(what) => return Ok(Applied::Conflict(what)),
+    };
 
     let facts = json(&message.facts)?;
     tx.run(
@@ -419,7 +416,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         clear_queue(tx, tenant, id, &Cause::default(), *now).await?;
         forget_idempotency_keys(tx, id).await?;
     }
-    for plugin in &message.effects {
+    for plugin in sound {
         effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, *now).await?;
     }
     for row in &message.audit {

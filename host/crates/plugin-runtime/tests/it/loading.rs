@@ -2,7 +2,7 @@
 
 #![cfg(test)]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +19,7 @@ use wasmdm_protocol::plist;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::enrollment_policy::{Candidate, Verdict};
+use wasmdm_storage::outbox::Claim;
 use wasmdm_storage::{OpenOptions, Storage};
 use wasmdm_testkit::clock::ManualClock;
 use wasmdm_testkit::guests;
@@ -539,7 +540,9 @@ async fn a_cron_schedule_becomes_a_delivery_and_missed_ticks_are_one() {
         let changed = server.storage.outbox_changed();
         loop {
             let notified = changed.notified();
-            let leases = server.storage.claim("worker", 10, Duration::from_mins(1), server.clock.now()).await.unwrap();
+            let (owner, lease, now) = ("worker".to_owned(), Duration::from_mins(1), server.clock.now());
+            let claim = Claim { owner, limit: 10, share: 10, shares: HashMap::new(), lease, now };
+            let leases = server.storage.claim(claim).await.unwrap();
             if let Some(lease) = leases.into_iter().next() {
                 return (server.storage.next_delivery(&lease, server.clock.now()).await.unwrap().unwrap(), lease);
             }

@@ -6,12 +6,12 @@ use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::enrollment_policy::Verdict;
 use wasmdm_service::reply::{Refusal, Reply};
-use wasmdm_storage::effects::{KvQuota, KvWrite, PluginEffects};
+use wasmdm_storage::effects::{DecisionEffects, KvQuota, KvWrite, PluginEffects};
 
 use crate::stage::{Stage, answer};
 
-fn effects(reads: Vec<(String, Option<String>)>) -> PluginEffects {
-    PluginEffects {
+fn effects(reads: Vec<(String, Option<String>)>) -> DecisionEffects {
+    let effects = PluginEffects {
         tenant: TenantId::default(),
         plugin: "policy".to_owned(),
         reads,
@@ -22,7 +22,8 @@ fn effects(reads: Vec<(String, Option<String>)>) -> PluginEffects {
         tags: Vec::new(),
         releases: Vec::new(),
         timers: Vec::new(),
-    }
+    };
+    DecisionEffects { effects, required: true }
 }
 
 #[tokio::test]
@@ -56,6 +57,37 @@ async fn a_decision_whose_reads_have_changed_is_made_again_and_not_for_ever() {
     let refused = stage.send(&device, device.authenticate().unwrap()).await;
     assert!(matches!(refused, Err(Refusal::Unavailable { .. })), "{refused:?}");
     assert_eq!(stage.policy.asked.lock().len(), 5);
+}
+
+/// A policy that keeps count of something until its quota is full: whether that stops enrollments is for its failure policy to say.
+#[tokio::test]
+async fn effects_over_the_quota_are_left_out_where_the_decision_stands_without_them() {
+    let over_quota = |required: bool| {
+        let mut effects = effects(Vec::new());
+        effects.effects.quota = KvQuota { bytes: 1, keys: 10 };
+        effects.required = required;
+        effects
+    };
+    let stage = Stage::new().await;
+    let device = stage.device(1);
+    let mut allowed = answer(Verdict::Allow { tags: Vec::new() });
+    allowed.effects.push(over_quota(true));
+    stage.policy.answers.lock().push(allowed);
+    let refused = stage.send(&device, device.authenticate().unwrap()).await;
+    assert!(matches!(refused, Err(Refusal::Unavailable { .. })), "{refused:?}");
+    assert!(stage.storage.enrollment(&EnrollmentId::new(device.id())).await.unwrap().is_none());
+
+    let mut denied = answer(Verdict::Deny { reason: "no".to_owned() });
+    denied.effects.push(over_quota(false));
+    stage.policy.answers.lock().push(denied);
+    let refused = stage.send(&device, device.authenticate().unwrap()).await;
+    assert_eq!(refused, Err(Refusal::Denied { reason: "no".to_owned() }));
+
+    let mut allowed = answer(Verdict::Allow { tags: Vec::new() });
+    allowed.effects.push(over_quota(false));
+    stage.policy.answers.lock().push(allowed);
+    assert_eq!(stage.send(&device, device.authenticate().unwrap()).await, Ok(Reply::Empty));
+    assert_eq!(stage.storage.kv_get(&TenantId::default(), "policy", "asked", stage.clock.now()).await.unwrap(), None);
 }
 
 #[tokio::test]

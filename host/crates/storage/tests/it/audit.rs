@@ -18,7 +18,7 @@ pub(crate) async fn decisions_leave_rows_newest_first(database: &Database) {
     assert_eq!(storage.record_decision(vec![], vec![row("first"), row("second")], at(5)).await.unwrap(), Applied::Done(()));
     let mut stale = effects("p");
     stale.reads = vec![("k".to_owned(), Some("v".to_owned()))];
-    let conflict = storage.record_decision(vec![stale], vec![row("never")], at(6)).await.unwrap();
+    let conflict = storage.record_decision(vec![required(stale)], vec![row("never")], at(6)).await.unwrap();
     assert!(matches!(conflict, Applied::Conflict(_)));
     let rows = storage.audit(&default(), 10).await.unwrap();
     assert_eq!(rows.iter().map(|row| row.action.as_str()).collect::<Vec<_>>(), ["second", "first"]);

@@ -37,7 +37,7 @@ async fn inhabited() -> Database {
         at: at(0),
     };
     let effects = PluginEffects { writes: vec![write], timers: vec![timer], ..effects("p") };
-    storage.record_decision(vec![effects], vec![audit], at(0)).await.unwrap();
+    storage.record_decision(vec![required(effects)], vec![audit], at(0)).await.unwrap();
     let (lease, delivery) = database.take(50).await;
     let dead = Completion::Dead { error: "never".to_owned(), by: serde_json::json!({}) };
     storage.complete(&lease, &delivery, dead, at(50)).await.unwrap();

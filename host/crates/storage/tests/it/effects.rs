@@ -45,7 +45,7 @@ pub(crate) async fn a_read_that_changed_discards_all_effects(database: &Database
     let (lease, delivery) = one_delivery(database).await;
     let mut first = effects("p");
     first.writes = vec![put("k", "1", "v1")];
-    database.storage().record_decision(vec![first], vec![], at(55)).await.unwrap();
+    database.storage().record_decision(vec![required(first)], vec![], at(55)).await.unwrap();
     let mut late = effects("p");
     late.reads = vec![("k".to_owned(), None)];
     late.writes = vec![put("k", "2", "v2")];
@@ -83,7 +83,7 @@ pub(crate) async fn a_quota_is_enforced_at_commit(database: &Database) {
         assert!(matches!(database.done(&lease, &delivery, Some(with(too_much))).await, Completed::Rejected(_)));
     }
     let fits = with(vec![put("k", "123456789", "v1")]);
-    assert_eq!(database.storage().record_decision(vec![fits], vec![], at(60)).await.unwrap(), Applied::Done(()));
+    assert_eq!(database.storage().record_decision(vec![required(fits)], vec![], at(60)).await.unwrap(), Applied::Done(()));
     assert!(matches!(database.done(&lease, &delivery, Some(with(vec![put("l", "", "v")]))).await, Completed::Rejected(_)));
     // Replacing and removing is always possible.
     let replaced = with(vec![put("k", "1", "v2"), put("l", "2", "v3")]);
@@ -96,14 +96,14 @@ pub(crate) async fn expired_pairs_do_not_count_against_the_quota(database: &Data
     let mut write = put("k", "123456789", "v1");
     write.expires_at = Some(at(50));
     let first = PluginEffects { writes: vec![write], quota, ..effects("p") };
-    database.storage().record_decision(vec![first], vec![], at(10)).await.unwrap();
+    database.storage().record_decision(vec![required(first)], vec![], at(10)).await.unwrap();
     // It is absent now, and a plugin that read it before has a conflict.
     let mut second = PluginEffects { writes: vec![put("l", "123456789", "v2")], quota, ..effects("p") };
     second.reads = vec![("k".to_owned(), Some("v1".to_owned()))];
-    let conflict = database.storage().record_decision(vec![second.clone()], vec![], at(50)).await.unwrap();
+    let conflict = database.storage().record_decision(vec![required(second.clone())], vec![], at(50)).await.unwrap();
     assert!(matches!(conflict, Applied::Conflict(_)));
     second.reads = vec![("k".to_owned(), None)];
-    assert_eq!(database.storage().record_decision(vec![second], vec![], at(50)).await.unwrap(), Applied::Done(()));
+    assert_eq!(database.storage().record_decision(vec![required(second)], vec![], at(50)).await.unwrap(), Applied::Done(()));
     assert_eq!(database.storage().kv_usage(&default(), "p").await.unwrap(), (10, 1));
 }
 
@@ -129,7 +129,7 @@ pub(crate) async fn a_redelivered_command_with_the_same_key_is_queued_once(datab
         effects.commands = vec![PluginCommand { options, ..plugin_command("A", uuid) }];
         effects
     };
-    database.storage().record_decision(vec![with_uuid("P1")], vec![], at(55)).await.unwrap();
+    database.storage().record_decision(vec![required(with_uuid("P1"))], vec![], at(55)).await.unwrap();
     assert!(matches!(database.done(&lease, &delivery, Some(with_uuid("P2"))).await, Completed::Stored { .. }));
     let pending = database.storage().pending_commands(&default(), &id("A")).await.unwrap();
     assert_eq!(pending.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["P1"]);
@@ -199,13 +199,13 @@ pub(crate) async fn a_policy_conflict_stores_nothing(database: &Database) {
     let mut late = effects("guard");
     late.reads = vec![("list".to_owned(), Some("v1".to_owned()))];
     late.writes = vec![put("count", "1", "v2")];
-    message.effects = vec![effects("first"), late];
+    message.effects = vec![required(effects("first")), required(late)];
     let applied = database.storage().authenticate(message.clone()).await.unwrap();
     assert!(matches!(applied, Applied::Conflict(_)));
     assert!(database.storage().enrollment(&id("A")).await.unwrap().is_none());
     assert_eq!(database.count_rows("certificate_bindings").await, 0);
     assert_eq!(database.count_rows("plugin_key_values").await, 0);
-    message.effects[1].reads[0].1 = None;
+    message.effects[1].effects.reads[0].1 = None;
     assert!(matches!(database.storage().authenticate(message).await.unwrap(), Applied::Done(_)));
     let pair = database.storage().kv_get(&default(), "guard", "count", at(1)).await.unwrap().unwrap();
     assert_eq!(pair.version, "v2");
@@ -226,6 +226,6 @@ pub(crate) async fn tags_and_releases_commit_with_the_acknowledgement(database: 
     let record = database.storage().enrollment(&id("A")).await.unwrap().unwrap();
     assert_eq!(record.facts["tags"], serde_json::json!(["lab"]));
     assert_eq!(record.quarantined_by, None);
-    let again = database.storage().record_decision(vec![changes], vec![], at(60)).await.unwrap();
+    let again = database.storage().record_decision(vec![required(changes)], vec![], at(60)).await.unwrap();
     assert!(matches!(again, Applied::Conflict(_)), "it is released already");
 }

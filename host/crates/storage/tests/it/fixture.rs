@@ -12,7 +12,7 @@ use wasmdm_protocol::plist::{Dictionary, Value};
 use wasmdm_protocol::report::Status;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NextCommand, Recorded, ReportInput};
-use wasmdm_storage::effects::{Applied, KvQuota, PluginEffects};
+use wasmdm_storage::effects::{Applied, DecisionEffects, KvQuota, PluginEffects};
 use wasmdm_storage::enrollments::{Authenticate, Authenticated, TokenUpdate, TokenUpdated};
 use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease, Subscription};
 use wasmdm_storage::{OpenOptions, Storage};
@@ -306,6 +306,11 @@ pub(crate) fn report(target: &str, uuid: &str, status: Status) -> ReportInput {
         document: Some(document),
         now: at(30),
     }
+}
+
+/// Of a decision that does not stand without them.
+pub(crate) fn required(effects: PluginEffects) -> DecisionEffects {
+    DecisionEffects { effects, required: true }
 }
 
 pub(crate) fn effects(plugin: &str) -> PluginEffects {

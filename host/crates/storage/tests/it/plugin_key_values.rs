@@ -11,7 +11,7 @@ async fn write(database: &Database, plugin: &str, keys: &[(&str, Option<i64>)]) 
         expires_at: expires.map(at),
     };
     let effects = PluginEffects { writes: keys.iter().map(write).collect(), ..effects(plugin) };
-    database.storage().record_decision(vec![effects], vec![], at(0)).await.unwrap();
+    database.storage().record_decision(vec![required(effects)], vec![], at(0)).await.unwrap();
 }
 
 pub(crate) async fn pairs_are_of_one_plugin_and_tenant(database: &Database) {

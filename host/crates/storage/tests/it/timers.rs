@@ -14,7 +14,7 @@ fn cancel(name: &str, who: Option<&str>, existed: bool) -> TimerChange {
 
 async fn apply(database: &Database, timers: Vec<TimerChange>) -> Applied<()> {
     let effects = PluginEffects { timers, ..effects("p") };
-    database.storage().record_decision(vec![effects], vec![], at(10)).await.unwrap()
+    database.storage().record_decision(vec![required(effects)], vec![], at(10)).await.unwrap()
 }
 
 async fn timer(database: &Database, name: &str, who: Option<&str>) -> Option<i64> {

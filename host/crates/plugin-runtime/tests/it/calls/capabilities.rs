@@ -6,7 +6,7 @@ use wasmdm_plugin_runtime::effective::{Effective, KvGrant};
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock as _;
-use wasmdm_storage::effects::Applied;
+use wasmdm_storage::effects::{Applied, DecisionEffects, PluginEffects};
 
 use super::setup::Server;
 
@@ -17,6 +17,10 @@ async fn reason(behave: &str, adjust: impl FnOnce(&mut Effective)) -> String {
         Outcome::Answered(Answer::Decision(Decision::Deny { reason } | Decision::Allow { reason, .. })) => reason.unwrap_or_default(),
         outcome => outcome.to_string(),
     }
+}
+
+fn required(effects: PluginEffects) -> DecisionEffects {
+    DecisionEffects { effects, required: true }
 }
 
 #[tokio::test]
@@ -67,11 +71,11 @@ async fn what_was_read_is_checked_again_at_commit() {
     let first = server.call(&plugin, "D").await.effects.unwrap();
     let second = server.call(&plugin, "D").await.effects.unwrap();
     let now = server.clock.now();
-    assert!(matches!(server.storage.record_decision(vec![*first], vec![], now).await.unwrap(), Applied::Done(())));
-    assert!(matches!(server.storage.record_decision(vec![*second], vec![], now).await.unwrap(), Applied::Conflict(_)));
+    assert!(matches!(server.storage.record_decision(vec![required(*first)], vec![], now).await.unwrap(), Applied::Done(())));
+    assert!(matches!(server.storage.record_decision(vec![required(*second)], vec![], now).await.unwrap(), Applied::Conflict(_)));
     let third = server.call(&plugin, "D").await;
     assert_eq!(third.outcome, Outcome::Answered(Answer::Decision(Decision::Deny { reason: Some(String::from("2")) })));
-    assert!(matches!(server.storage.record_decision(vec![*third.effects.unwrap()], vec![], now).await.unwrap(), Applied::Done(())));
+    assert!(matches!(server.storage.record_decision(vec![required(*third.effects.unwrap())], vec![], now).await.unwrap(), Applied::Done(())));
     let stored = server.storage.kv_get(&TenantId::default(), "misbehaving", "count", now).await.unwrap().unwrap();
     assert_eq!(stored.value.as_ref(), b"2");
 }
@@ -127,7 +131,7 @@ async fn expired_key_values_are_absent() {
     let plugin = server.misbehaving("many", |_| ());
     let effects = server.call(&plugin, "D").await.effects.unwrap();
     let now = server.clock.now();
-    server.storage.record_decision(vec![*effects], vec![], now).await.unwrap();
+    server.storage.record_decision(vec![required(*effects)], vec![], now).await.unwrap();
     let found = |at: Timestamp| {
         let storage = server.storage.clone();
         async move { storage.kv_get(&TenantId::default(), "misbehaving", "many/000", at).await.unwrap().is_some() }

@@ -143,8 +143,8 @@ async fn a_monitored_plugin_changes_nothing_and_writes_apart() {
     for expected in ["1", "2"] {
         let answer = server.decide("D").await;
         assert_eq!(answer.decisions[0]["reason"], expected);
-        assert_eq!(answer.effects[0].plugin, "a~monitor");
-        assert!(answer.effects[0].reads.is_empty(), "what it reads never repeats a decision");
+        assert_eq!(answer.effects[0].effects.plugin, "a~monitor");
+        assert!(answer.effects[0].effects.reads.is_empty(), "what it reads never repeats a decision");
         server.storage.record_decision(answer.effects, answer.audit, wasmdm_protocol::time::Timestamp::from_millis(0)).await.unwrap();
     }
     let key_value = server.storage.kv_get(&TenantId::default(), "a", "count", wasmdm_protocol::time::Timestamp::from_millis(0)).await.unwrap();
