@@ -16,7 +16,7 @@ use wasmdm_service::message::{DeviceRequest, Message};
 use wasmdm_service::reply::{Refusal, Reply};
 
 use super::body::{self, CHECK_IN_LIMIT, REPORT_LIMIT};
-use super::identity::Presented;
+use super::identity::{Identity, Presented};
 use super::{App, problem};
 
 /// Bodies beyond this are verified and parsed off the threads that serve connections.
@@ -97,12 +97,12 @@ async fn answer(app: &Arc<App>, id: &str, peer: SocketAddr, request: Request, ki
     let limit = if kind == Kind::CheckIn { CHECK_IN_LIMIT } else { REPORT_LIMIT };
     let held = body::read(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
     let (certificate, message) = if held.bytes.len() > LARGE {
-        let (app, bytes) = (Arc::clone(app), held.bytes.clone());
-        tokio::task::spawn_blocking(move || verify_and_parse(&app, presented, bytes, kind))
+        let bytes = held.bytes.clone();
+        tokio::task::spawn_blocking(move || verify_and_parse(presented, bytes, kind))
             .await
             .map_err(|_| Refusal::unavailable("a large message could not be parsed"))??
     } else {
-        verify_and_parse(app, presented, held.bytes.clone(), kind)?
+        verify_and_parse(presented, held.bytes.clone(), kind)?
     };
     let device_request =
         DeviceRequest { id: id.to_owned(), certificate, url_params: url_params(head.uri.query().unwrap_or_default())?, tenant: TenantId::default() };
@@ -114,14 +114,8 @@ fn presented(app: &App, headers: &HeaderMap, peer: SocketAddr) -> Result<Present
     identity.present(headers, peer.ip(), app.clock.now())
 }
 
-fn verify_and_parse(
-    app: &App,
-    presented: Presented,
-    body: Bytes,
-    kind: Kind,
-) -> Result<(wasmdm_protocol::certificate::Certificate, Message), Refusal> {
-    let identity = app.identity.as_ref().ok_or_else(|| Refusal::unavailable("no authority for device identities is configured (--ca)"))?;
-    let certificate = identity.identify(presented, &body, app.clock.now())?;
+fn verify_and_parse(presented: Presented, body: Bytes, kind: Kind) -> Result<(wasmdm_protocol::certificate::Certificate, Message), Refusal> {
+    let certificate = Identity::identify(presented, &body)?;
     let message = match kind {
         Kind::CheckIn => Message::CheckIn(Box::new(CheckInMessage::parse(body).map_err(|error| Refusal::bad_request(error.to_string()))?)),
         Kind::Report => match Report::parse(body) {

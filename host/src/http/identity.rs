@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use moka::sync::Cache;
 use wasmdm_protocol::certificate::{Certificate, TrustAnchors};
-use wasmdm_protocol::mdm_signature;
+use wasmdm_protocol::mdm_signature::{DetachedSignature, SignatureError};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::reply::Refusal;
 
@@ -46,8 +46,9 @@ pub enum Source {
 pub enum Presented {
     /// Verified by the proxy and by its chain.
     Certificate(Box<Certificate>),
-    /// A signature that still waits for the body it covers.
-    Signature(Vec<u8>),
+    /// A signature that still waits for the body it covers. The chain of its certificate is verified: who has none of the authority's
+    /// cannot make the server hold a body.
+    Signature(Box<DetachedSignature>),
 }
 
 impl Identity {
@@ -60,8 +61,9 @@ impl Identity {
     pub fn present(&self, headers: &HeaderMap, peer: IpAddr, now: Timestamp) -> Result<Presented, Refusal> {
         match &self.source {
             Source::Signature => {
-                let signature = single(headers, &SIGNATURE)?;
-                Ok(Presented::Signature(signature.to_vec()))
+                let signature = DetachedSignature::read(single(headers, &SIGNATURE)?).map_err(|error| refused(&error))?;
+                self.verify_chain(signature.claimed_certificate(), now)?;
+                Ok(Presented::Signature(Box::new(signature)))
             }
             Source::Header { name, proxies } => {
                 let peer = peer.to_canonical();
@@ -77,14 +79,10 @@ impl Identity {
     }
 
     /// The identity, once the body is there.
-    pub fn identify(&self, presented: Presented, body: &[u8], now: Timestamp) -> Result<Certificate, Refusal> {
+    pub fn identify(presented: Presented, body: &[u8]) -> Result<Certificate, Refusal> {
         match presented {
             Presented::Certificate(certificate) => Ok(*certificate),
-            Presented::Signature(signature) => {
-                let certificate = mdm_signature::verify(&signature, body).map_err(|error| Refusal::bad_request(format!("Mdm-Signature: {error}")))?;
-                self.verify_chain(&certificate, now)?;
-                Ok(certificate)
-            }
+            Presented::Signature(signature) => signature.verify(body).map_err(|error| refused(&error)),
         }
     }
 
@@ -96,6 +94,10 @@ impl Identity {
         self.verified.insert(certificate.sha256, until);
         Ok(())
     }
+}
+
+fn refused(error: &SignatureError) -> Refusal {
+    Refusal::bad_request(format!("Mdm-Signature: {error}"))
 }
 
 /// A header that must be there exactly once: a second one may be a client's own, smuggled past a proxy.

@@ -65,19 +65,44 @@ fn malformed(what: &str) -> SignatureError {
     SignatureError::Malformed(what.to_owned())
 }
 
-/// Checks that the signer's key signed `body`; answers the signer's certificate, whose chain is still to be verified.
-///
-/// `header` is the header's value (base64), `body` the bytes the device signed. Understood are RSA (PKCS#1 v1.5, from 1,024 bits) and ECDSA
-/// (P-256, P-384, P-521) with SHA-1, SHA-256, SHA-384 and SHA-512, with signed attributes and without. Content within the header is ignored.
-pub fn verify(header: &[u8], body: &[u8]) -> Result<Certificate, SignatureError> {
-    if header.len() > MAX_HEADER {
-        return Err(malformed("the header is too long"));
+/// A header whose signature still waits for the body that it covers. Whom it claims to be of is known before a byte of the body was read.
+#[derive(Debug, Clone)]
+pub struct DetachedSignature {
+    cms: Vec<u8>,
+    certificate: Certificate,
+}
+
+impl DetachedSignature {
+    /// Reads the header's value (base64).
+    pub fn read(header: &[u8]) -> Result<Self, SignatureError> {
+        if header.len() > MAX_HEADER {
+            return Err(malformed("the header is too long"));
+        }
+        let cms = BASE64.decode(header.trim_ascii()).map_err(|_| malformed("the header is not base64"))?;
+        let data = SignedData::read(&cms)?;
+        let certificate = data.signer.certificate(data.certificates)?;
+        Ok(Self { cms, certificate })
     }
-    let cms = BASE64.decode(header.trim_ascii()).map_err(|_| malformed("the header is not base64"))?;
-    let cms = SignedData::read(&cms)?;
-    let certificate = cms.signer.certificate(cms.certificates)?;
-    cms.signer.check(&certificate, cms.content_type, body)?;
-    Ok(certificate)
+
+    /// The certificate of the claimed signer. Neither its chain nor the signature is verified.
+    pub fn claimed_certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// Checks that the signer's key signed `body`; answers the signer's certificate, whose chain is still to be verified.
+    ///
+    /// Understood are RSA (PKCS#1 v1.5, from 1,024 bits) and ECDSA (P-256, P-384, P-521) with SHA-1, SHA-256, SHA-384 and SHA-512, with signed
+    /// attributes and without. Content within the header is ignored.
+    pub fn verify(self, body: &[u8]) -> Result<Certificate, SignatureError> {
+        let data = SignedData::read(&self.cms)?;
+        data.signer.check(&self.certificate, data.content_type, body)?;
+        Ok(self.certificate)
+    }
+}
+
+/// [`DetachedSignature::read`] and [`DetachedSignature::verify`] in one.
+pub fn verify(header: &[u8], body: &[u8]) -> Result<Certificate, SignatureError> {
+    DetachedSignature::read(header)?.verify(body)
 }
 
 struct SignedData<'a> {
