@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 use uuid::Uuid;
-use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::enrollment_policy::Candidate;
 use wasmdm_storage::effects::PluginEffects;
@@ -19,7 +19,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 use crate::bindings::wasmdm::plugin::types as wit;
 use crate::capabilities::buffer::Buffer;
 use crate::capabilities::log::CallLog;
-use crate::circuit_breaker::CallResult;
+use crate::circuit_breaker::{CallResult, Caller};
 use crate::contract;
 use crate::effective::{Limits, Mode, Settings};
 use crate::hook::{CONTRACT_VERSION, Hook, PACKAGE, Permissions};
@@ -54,11 +54,13 @@ impl Request<'_> {
         }
     }
 
-    fn about(&self) -> Option<&EnrollmentId> {
+    fn caller(&self) -> Option<Caller> {
         match self {
             Self::Probe | Self::ValidateConfig { .. } => None,
-            Self::Decide { candidate, .. } => Some(&candidate.enrollment.id),
-            Self::Generate { event, .. } | Self::Handle { event, .. } | Self::Tick { event, .. } => event.who.as_ref().map(|who| &who.id),
+            Self::Decide { candidate, .. } => Some(Caller::Certificate(candidate.certificate.identity)),
+            Self::Generate { event, .. } | Self::Handle { event, .. } | Self::Tick { event, .. } => {
+                event.who.as_ref().map(|who| Caller::Enrollment(who.id.clone()))
+            }
         }
     }
 
@@ -468,7 +470,7 @@ impl LinkedPlugin {
 
         let called = Box::pin(self.run(tenant, request, id, settings, ends, deadline, began)).await;
         if let Some(leave) = leave
-            && leave.ended(called.outcome.result(), request.about(), clock.now())
+            && leave.ended(called.outcome.result(), request.caller(), clock.now())
         {
             tracing::warn!("Plugin {} failed too often at {hook} and is suspended for now", self.shared.identity.name);
         }

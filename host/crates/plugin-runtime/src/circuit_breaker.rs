@@ -34,6 +34,15 @@ pub enum CallResult {
     Neither,
 }
 
+/// Whose doing a failure may be. What one caller does counts once in a window.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// Whoever asks to enroll chooses the enrollment id, and can choose another one each time; the certificate was given to it. This is
+    /// [`wasmdm_protocol::certificate::Certificate::identity`]: the digest of the whole can be changed by whoever holds the certificate.
+    Certificate([u8; 32]),
+    Enrollment(EnrollmentId),
+}
+
 /// The plugin is suspended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suspended {
@@ -46,14 +55,16 @@ pub struct Suspended {
 pub struct Leave<'a> {
     breakers: &'a CircuitBreakers,
     key: Option<(TenantId, Hook)>,
+    /// The call is the one that finds out whether the plugin works again.
+    trial: bool,
 }
 
 impl CircuitBreakers {
     /// Asks whether the hook may be called now.
     pub fn leave(&self, tenant: &TenantId, hook: Hook, now: Timestamp) -> Result<Leave<'_>, Suspended> {
         let key = (tenant.clone(), hook);
-        self.breakers.lock().entry(key.clone()).or_default().leave(now)?;
-        Ok(Leave { breakers: self, key: Some(key) })
+        let trial = self.breakers.lock().entry(key.clone()).or_default().leave(now)?;
+        Ok(Leave { breakers: self, key: Some(key), trial })
     }
 
     /// Until when the hook is suspended, if it is.
@@ -65,16 +76,19 @@ impl CircuitBreakers {
 }
 
 impl Leave<'_> {
-    /// Tells how the call ended, and which enrollment it was about. `true`: the hook is suspended from now on.
-    pub fn ended(mut self, result: CallResult, about: Option<&EnrollmentId>, now: Timestamp) -> bool {
+    /// Tells how the call ended, and whose doing that may be; `None`: nobody's, so that each failure counts. `true`: the hook is suspended
+    /// from now on.
+    pub fn ended(mut self, result: CallResult, caller: Option<Caller>, now: Timestamp) -> bool {
         let Some(key) = self.key.take() else { return false };
-        self.breakers.breakers.lock().entry(key).or_default().ended(result, about, now)
+        self.breakers.breakers.lock().entry(key).or_default().ended(result, self.trial, caller, now)
     }
 }
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
+        if let Some(key) = self.key.take()
+            && self.trial
+        {
             self.breakers.breakers.lock().entry(key).or_default().trial = false;
         }
     }
@@ -90,14 +104,16 @@ struct Breaker {
     recent: VecDeque<Timestamp>,
     /// The last calls; `true` is a failure.
     calls: VecDeque<bool>,
-    /// Whose failures were counted since the window began.
-    counted: HashSet<EnrollmentId>,
+    /// Whose failures were counted since the window began. Few: five suspend it, and each one after these doubles the pause.
+    counted: HashSet<Caller>,
+    /// A window in which the hook was suspended lasts until it works again.
     window_began: Timestamp,
 }
 
 impl Breaker {
-    fn leave(&mut self, now: Timestamp) -> Result<(), Suspended> {
-        let Some(until) = self.suspended_until else { return Ok(()) };
+    /// `true`: for the trial.
+    fn leave(&mut self, now: Timestamp) -> Result<bool, Suspended> {
+        let Some(until) = self.suspended_until else { return Ok(false) };
         if until > now {
             return Err(Suspended { until });
         }
@@ -105,11 +121,13 @@ impl Breaker {
             return Err(Suspended { until: now.plus(FIRST_PAUSE) });
         }
         self.trial = true;
-        Ok(())
+        Ok(true)
     }
 
-    fn ended(&mut self, result: CallResult, about: Option<&EnrollmentId>, now: Timestamp) -> bool {
-        let was_trial = std::mem::take(&mut self.trial);
+    fn ended(&mut self, result: CallResult, was_trial: bool, caller: Option<Caller>, now: Timestamp) -> bool {
+        if was_trial {
+            self.trial = false;
+        }
         match result {
             CallResult::Neither => false,
             CallResult::Success => {
@@ -120,14 +138,17 @@ impl Breaker {
                 false
             }
             CallResult::Failure if was_trial => {
-                self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+                // One bad device that comes back for every trial says nothing new.
+                if self.pause < LONGEST_PAUSE && self.counts(caller, now) {
+                    self.pause = self.pause.saturating_mul(2).min(LONGEST_PAUSE);
+                }
                 self.suspend(now);
                 true
             }
             // A call that began before the suspension says nothing new.
             CallResult::Failure if self.suspended_until.is_some() => false,
             CallResult::Failure => {
-                if !self.counts(about, now) {
+                if !self.counts(caller, now) {
                     return false;
                 }
                 self.push(true);
@@ -147,12 +168,12 @@ impl Breaker {
     }
 
     /// One device that makes the plugin fail must not suspend it for all: it counts once in a window.
-    fn counts(&mut self, about: Option<&EnrollmentId>, now: Timestamp) -> bool {
-        if now.since(self.window_began) > WINDOW {
+    fn counts(&mut self, caller: Option<Caller>, now: Timestamp) -> bool {
+        if self.suspended_until.is_none() && now.since(self.window_began) > WINDOW {
             self.window_began = now;
             self.counted.clear();
         }
-        about.is_none_or(|id| self.counted.insert(id.clone()))
+        caller.is_none_or(|caller| self.counted.insert(caller))
     }
 
     fn push(&mut self, failed: bool) {
@@ -166,7 +187,6 @@ impl Breaker {
         self.suspended_until = Some(now.plus(self.pause));
         self.recent.clear();
         self.calls.clear();
-        self.counted.clear();
     }
 }
 
@@ -182,7 +202,7 @@ mod tests {
 
     fn call(breakers: &CircuitBreakers, result: CallResult, about: &str, now: Timestamp) -> Result<bool, Suspended> {
         let leave = breakers.leave(&TenantId::default(), HOOK, now)?;
-        Ok(leave.ended(result, Some(&EnrollmentId::new(about)), now))
+        Ok(leave.ended(result, Some(Caller::Enrollment(EnrollmentId::new(about))), now))
     }
 
     fn fail_until_suspended(breakers: &CircuitBreakers, now: Timestamp) {
@@ -257,11 +277,45 @@ mod tests {
         fail_until_suspended(&breakers, at(0));
         let mut now = at(1000);
         for seconds in [2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
-            assert_eq!(call(&breakers, CallResult::Failure, "D", now), Ok(true));
+            assert_eq!(call(&breakers, CallResult::Failure, &format!("after {seconds}"), now), Ok(true));
             let until = now.plus(Duration::from_secs(seconds));
             assert_eq!(breakers.suspended(&TenantId::default(), HOOK, now), Some(Suspended { until }));
             now = until;
         }
+    }
+
+    #[test]
+    fn one_device_that_fails_every_trial_does_not_lengthen_the_pause() {
+        let breakers = CircuitBreakers::default();
+        fail_until_suspended(&breakers, at(0));
+        let mut now = at(1000);
+        // "D0" was among those that suspended it. However long it polls, also beyond the window.
+        for _ in 0..60 {
+            assert_eq!(call(&breakers, CallResult::Failure, "D0", now), Ok(true));
+            let until = now.plus(FIRST_PAUSE);
+            assert_eq!(breakers.suspended(&TenantId::default(), HOOK, now), Some(Suspended { until }));
+            now = until;
+        }
+        for _ in 0..3 {
+            assert_eq!(call(&breakers, CallResult::Failure, "another", now), Ok(true));
+            let until = now.plus(Duration::from_secs(2));
+            assert_eq!(breakers.suspended(&TenantId::default(), HOOK, now), Some(Suspended { until }), "doubled once");
+            now = until;
+        }
+    }
+
+    #[test]
+    fn a_call_from_before_the_suspension_is_not_the_trial() {
+        let breakers = CircuitBreakers::default();
+        let tenant = TenantId::default();
+        let [old, given_up] = [(); 2].map(|()| breakers.leave(&tenant, HOOK, at(0)).unwrap());
+        fail_until_suspended(&breakers, at(0));
+        let trial = breakers.leave(&tenant, HOOK, at(1000)).unwrap();
+        assert!(!old.ended(CallResult::Failure, None, at(1001)));
+        drop(given_up);
+        assert!(breakers.leave(&tenant, HOOK, at(1002)).is_err(), "the trial is still on its way");
+        assert!(!trial.ended(CallResult::Success, None, at(1003)));
+        assert!(breakers.leave(&tenant, HOOK, at(1004)).is_ok());
     }
 
     #[test]

@@ -5,12 +5,26 @@ use std::time::{Duration, Instant};
 use wasmdm_plugin_runtime::call::{Answer, Decision, Outcome, Request};
 use wasmdm_plugin_runtime::effective::Effective;
 use wasmdm_plugin_runtime::hook::Hook;
-use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 
 use super::setup::{Server, candidate, granted};
 
-/// How late a call may end on a machine that other tests keep busy. Alone it is a few milliseconds.
-const LATE: Duration = Duration::from_millis(500);
+/// How late a call may end. Alone it is a few milliseconds.
+const LATE: Duration = Duration::from_millis(100);
+
+/// What ends in time does so every time, but a machine that other tests keep busy may be late with anything: the best of three attempts
+/// counts. Each answers how long it took.
+pub(crate) async fn assert_in_time(limit: Duration, attempt: impl AsyncFn() -> Duration) {
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let this = attempt().await;
+        if this < limit + LATE {
+            return;
+        }
+        took.push(this);
+    }
+    panic!("within {limit:?} and {LATE:?} it never ended: {took:?}");
+}
 
 async fn label(behave: &str, adjust: impl FnOnce(&mut Effective)) -> Outcome {
     let server = Server::start().await;
@@ -40,9 +54,13 @@ async fn an_endless_loop_ends_when_its_wall_time_is_up() {
         effective.settings.limits.cpu_sync = Duration::from_mins(1);
         effective.settings.limits.wall.decision = Duration::from_millis(100);
     });
-    let began = Instant::now();
-    assert_eq!(server.call(&plugin, "D").await.outcome, Outcome::Deadline);
-    assert!(began.elapsed() >= Duration::from_millis(100) && began.elapsed() < Duration::from_millis(100) + LATE, "{:?}", began.elapsed());
+    assert_in_time(Duration::from_millis(100), async || {
+        let began = Instant::now();
+        assert_eq!(server.call(&plugin, "D").await.outcome, Outcome::Deadline);
+        assert!(began.elapsed() >= Duration::from_millis(100), "{:?}", began.elapsed());
+        began.elapsed()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,11 +87,14 @@ async fn a_loop_in_validate_config_ends_and_does_not_suspend_the_plugin() {
 async fn sleeping_for_ever_ends_at_the_deadline() {
     let server = Server::start().await;
     let plugin = server.misbehaving("sleep", |effective| effective.settings.limits.wall.decision = Duration::from_millis(100));
-    let began = Instant::now();
-    let called = server.call(&plugin, "D").await;
-    assert_eq!(called.outcome, Outcome::Deadline);
-    assert!(began.elapsed() < Duration::from_millis(100) + LATE, "{:?}", began.elapsed());
-    assert!(called.usage.cpu < Duration::from_millis(50), "sleeping is not charged: {:?}", called.usage);
+    assert_in_time(Duration::from_millis(100), async || {
+        let began = Instant::now();
+        let called = server.call(&plugin, "D").await;
+        assert_eq!(called.outcome, Outcome::Deadline);
+        assert!(called.usage.cpu < Duration::from_millis(50), "sleeping is not charged: {:?}", called.usage);
+        began.elapsed()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -166,20 +187,23 @@ async fn looping_plugins_do_not_keep_others_from_answering() {
     let candidate = candidate("D");
     let tenant = TenantId::default();
     let request = Request::Decide { candidate: &candidate, within: Duration::from_mins(1) };
-    let loops = futures_util::future::join_all((0..8).map(|_| hostile.call(&tenant, request)));
-    let others = async {
-        let mut answered = 0;
-        for _ in 0..5 {
-            answered += usize::from(good.call(&tenant, request).await.outcome.label() == "ok");
-        }
-        answered
-    };
-    let (loops, answered) = futures_util::join!(loops, others);
-    assert_eq!(answered, 5);
-    for called in loops {
-        assert_eq!(called.outcome, Outcome::Deadline);
-        assert!(called.usage.wall < Duration::from_millis(600) + LATE, "{:?}", called.usage);
-    }
+    // All eight take turns in one task, of two epoch ticks at most: the last one has its last turn so much later.
+    let turns = Duration::from_millis(8 * 20);
+    assert_in_time(Duration::from_millis(600) + turns, async || {
+        let loops = futures_util::future::join_all((0..8).map(|_| hostile.call(&tenant, request)));
+        let others = async {
+            let mut answered = 0;
+            for _ in 0..5 {
+                answered += usize::from(good.call(&tenant, request).await.outcome.label() == "ok");
+            }
+            answered
+        };
+        let (loops, answered) = futures_util::join!(loops, others);
+        assert_eq!(answered, 5);
+        assert!(loops.iter().all(|called| called.outcome == Outcome::Deadline), "{loops:?}");
+        loops.iter().map(|called| called.usage.wall).max().unwrap()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,6 +240,26 @@ async fn a_plugin_that_keeps_failing_is_suspended_and_tried_again() {
     server.clock.advance(Duration::from_secs(1));
     assert_eq!(server.call(&plugin, "D9").await.outcome.label(), "trap");
     assert_eq!(server.call(&plugin, "D9").await.outcome.label(), "suspended");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_certificate_with_many_enrollment_ids_suspends_nothing() {
+    // Whoever authenticates chooses the UDID: five of them from one certificate closed the door for everybody.
+    let server = Server::start().await;
+    let plugin = server.misbehaving("trap", |_| ());
+    let tenant = TenantId::default();
+    let one = candidate("D");
+    for n in 0..20 {
+        let mut candidate = one.clone();
+        candidate.enrollment.id = EnrollmentId::new(format!("D{n}"));
+        let called = plugin.call(&tenant, Request::Decide { candidate: &candidate, within: Duration::from_mins(1) }).await;
+        assert_eq!(called.outcome.label(), "trap", "call {n}");
+    }
+    // Other certificates count, also for one enrollment id.
+    for _ in 0..4 {
+        assert_eq!(server.call(&plugin, "D").await.outcome.label(), "trap");
+    }
+    assert_eq!(server.call(&plugin, "D").await.outcome.label(), "suspended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

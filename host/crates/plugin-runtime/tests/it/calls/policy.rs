@@ -10,6 +10,7 @@ use wasmdm_plugin_runtime::registry::{Entry, Missing, Registry};
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_service::enrollment_policy::Verdict;
 
+use super::hostile::assert_in_time;
 use super::setup::Server;
 
 fn verdicts(decisions: &Value) -> Vec<(String, String)> {
@@ -98,10 +99,13 @@ async fn the_whole_chain_ends_within_its_second() {
         })
     };
     server.activate([slow("a"), slow("b"), slow("c"), slow("d")]);
-    let began = std::time::Instant::now();
-    let answer = server.decide("D").await;
-    assert_eq!(answer.decisions.as_array().unwrap().len(), 4);
-    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+    assert_in_time(Duration::from_secs(1), async || {
+        let began = std::time::Instant::now();
+        let answer = server.decide("D").await;
+        assert_eq!(answer.decisions.as_array().unwrap().len(), 4);
+        began.elapsed()
+    })
+    .await;
 }
 
 #[tokio::test]
