@@ -57,9 +57,6 @@ use loader::Loader;
 use permissions::Surroundings;
 use reload::{Coordinator, Reload, Shown, WAITING_RELOADS};
 
-/// How long a start waits for kept versions that must be compiled anew. Until they are there, closed hooks refuse.
-const KEPT_LOAD: Duration = Duration::from_secs(20);
-
 /// Why plugins cannot be hosted at all. A plugin that fails is never among the reasons.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -90,6 +87,8 @@ pub struct PluginHostOptions {
     pub shutdown: CancellationToken,
     /// Where this server listens: never reached by a plugin.
     pub own_addresses: Vec<SocketAddr>,
+    /// How long a start waits for kept versions that must be compiled anew. Until they are there, closed hooks refuse.
+    pub kept_load: Duration,
 }
 
 impl PluginHostOptions {
@@ -108,6 +107,7 @@ impl PluginHostOptions {
             tracker: TaskTracker::new(),
             shutdown: CancellationToken::new(),
             own_addresses: Vec::new(),
+            kept_load: Duration::from_secs(20),
         }
     }
 }
@@ -141,6 +141,7 @@ impl PluginHost {
             tracker,
             shutdown,
             own_addresses,
+            kept_load,
         } = options;
         let at = |path: &Path| {
             let path = path.to_owned();
@@ -170,6 +171,7 @@ impl PluginHost {
             tenants,
             generation: AtomicU64::new(0),
             published: Mutex::default(),
+            awaited: tokio::sync::Mutex::default(),
         });
         let shown = Arc::new(Shown {
             registry: CurrentRegistry::default(),
@@ -178,7 +180,7 @@ impl PluginHost {
             settled: watch::Sender::new(false),
         });
         let mut coordinator = Coordinator::new(Arc::clone(&loader), Arc::clone(&shown), Arc::clone(&clock), tracker.clone());
-        coordinator.load_kept(KEPT_LOAD).await.map_err(at(&data_dir))?;
+        coordinator.load_kept(kept_load).await.map_err(at(&data_dir))?;
         let look_now = Arc::new(Notify::new());
         let (reloads, waiting) = mpsc::channel(WAITING_RELOADS);
         tracker.spawn(coordinator.run(Arc::clone(&look_now), waiting, shutdown.clone()));
@@ -230,7 +232,7 @@ impl PluginHost {
         changed.wait_for(|change| *change > seen).await.map_or(seen, |change| *change)
     }
 
-    /// Returns once everything that lay in the directories at the start was tried.
+    /// Returns once everything that lay in the directories at the start was tried, and every version that was kept.
     pub async fn settled(&self) {
         let mut settled = self.shown.settled.subscribe();
         drop(settled.wait_for(|settled| *settled).await);

@@ -215,6 +215,8 @@ pub(super) struct GrantFile {
     pub(super) configured_by: Option<String>,
     pub(super) secrets: Secrets,
     pub(super) warnings: Vec<String>,
+    /// `trust.toml` lies beside it.
+    pub(super) signatures_required: bool,
 }
 
 /// A directory of plugins, for reading: nothing outside of it is ever read.
@@ -281,8 +283,9 @@ pub(super) fn read_grant(name: &str, grants_dir: &Path) -> Result<GrantFile, Rej
     let refused = |error: DocumentError| Rejection::new(Stage::Inspected, error.to_string());
     let path = grant_path(grants_dir, name);
     // One that is there but cannot be read is not one that is not there.
+    let signatures_required = signatures_required(grants_dir);
     match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(GrantFile::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(GrantFile { signatures_required, ..GrantFile::default() }),
         _ => {}
     }
     let content = read_bounded(&path, MAX_DOCUMENT).map_err(|problem| refused(DocumentError::whole(&file, problem)))?;
@@ -293,22 +296,25 @@ pub(super) fn read_grant(name: &str, grants_dir: &Path) -> Result<GrantFile, Rej
     } else {
         (Secrets::new(), Vec::new())
     };
-    Ok(GrantFile { grant, text: Some(text), configured_by: None, secrets, warnings })
+    Ok(GrantFile { grant, text: Some(text), configured_by: None, secrets, warnings, signatures_required })
 }
 
-/// Checks a candidate against what the operator trusts.
-pub(super) fn verify(candidate: &Candidate, grant: &Grant, grants_dir: &Path) -> Result<(), Rejection> {
-    if fs::symlink_metadata(trust_path(grants_dir)).is_ok() {
+/// Whether there is a `trust.toml`.
+pub(super) fn signatures_required(grants_dir: &Path) -> bool {
+    // One that cannot be looked at may be there.
+    !matches!(fs::symlink_metadata(trust_path(grants_dir)), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Checks the digest of a component against what the operator trusts: of a candidate, and of what runs already.
+pub(super) fn verify(name: &str, digest: &str, file: &GrantFile) -> Result<(), Rejection> {
+    if file.signatures_required {
         let reason = format!(
-            "plugins.d/trust.toml asks for signatures, which this server ({SERVER_VERSION}) cannot check: it loads nothing new until the file is removed"
+            "plugins.d/trust.toml asks for signatures, which this server ({SERVER_VERSION}) cannot check: it runs no plugin until the file is removed"
         );
         return Err(Rejection::new(Stage::Verified, reason));
     }
-    match &grant.pin {
-        Some(pin) if *pin != candidate.digest => {
-            let reason = format!("its SHA-256 is {}, but plugins.d/{}.toml pins {pin}", candidate.digest, candidate.manifest.name);
-            Err(Rejection::new(Stage::Verified, reason))
-        }
+    match &file.grant.pin {
+        Some(pin) if pin != digest => Err(Rejection::new(Stage::Verified, format!("its SHA-256 is {digest}, but plugins.d/{name}.toml pins {pin}"))),
         _ => Ok(()),
     }
 }
@@ -362,6 +368,7 @@ pub(super) fn grant_fingerprint(grant: &GrantFile) -> [u8; 32] {
 
 fn grant_parts(grant: &GrantFile, part: &mut dyn FnMut(Option<&[u8]>)) {
     part(grant.text.as_deref().map(str::as_bytes));
+    part(grant.signatures_required.then_some(b"trust.toml".as_slice()));
     for (file, secret) in &grant.secrets {
         part(Some(file.as_os_str().as_encoded_bytes()));
         part(Some(secret.expose().as_bytes()));
@@ -475,10 +482,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("a.wasm"), COMPONENT).unwrap();
         let candidate = read(directory.path(), "a").unwrap();
-        assert!(verify(&candidate, &Grant::default(), directory.path()).is_ok());
-        let pinned = Grant { pin: Some("0".repeat(64)), ..Grant::default() };
-        assert!(verify(&candidate, &pinned, directory.path()).unwrap_err().reason.contains("pins"));
+        let verified = |file: &GrantFile| verify("a", &candidate.digest, file);
+        let unsigned = read_grant("a", directory.path()).unwrap();
+        assert!(verified(&unsigned).is_ok());
+        let pinned = GrantFile { grant: Grant { pin: Some("0".repeat(64)), ..Grant::default() }, ..GrantFile::default() };
+        assert!(verified(&pinned).unwrap_err().reason.contains("plugins.d/a.toml pins 000"));
         fs::write(directory.path().join("trust.toml"), "").unwrap();
-        assert!(verify(&candidate, &Grant::default(), directory.path()).unwrap_err().reason.contains("trust.toml asks for signatures"));
+        let signed = read_grant("a", directory.path()).unwrap();
+        assert!(verified(&signed).unwrap_err().reason.contains("trust.toml asks for signatures"));
+        assert_ne!(fingerprint(&candidate, &signed), fingerprint(&candidate, &unsigned), "what it refuses is tried again once it is gone");
     }
 }

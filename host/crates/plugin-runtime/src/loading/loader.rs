@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::audit::AuditRow;
@@ -22,7 +23,9 @@ use crate::hook::Hook;
 use crate::plugin::{LinkError, LinkedPlugin, PluginIdentity, link};
 use crate::runtime::Runtime;
 
-use super::candidate::{Candidate, Found, GrantFile, Look, PluginFiles, Rejection, Stage, fingerprint, grant_fingerprint, look, read_grant, verify};
+use super::candidate::{
+    Candidate, Found, GrantFile, Look, PluginFiles, Rejection, Stage, fingerprint, grant_fingerprint, look, read_grant, signatures_required, verify,
+};
 use super::compile::{Compiler, blocking};
 use super::cron;
 use super::grant::{Grant, Secrets, read_secrets};
@@ -49,6 +52,10 @@ pub(super) struct Loader {
     pub(super) generation: AtomicU64,
     /// What is in the database already, by tenant and plugin.
     pub(super) published: Mutex<BTreeMap<(TenantId, String), Published>>,
+    /// Plugins whose kept version is being loaded and may still become active. Who activates, removes or disables a plugin takes its name
+    /// away, and the kept version comes too late. Locked while anything of a version is written, so that the last one to write is the one
+    /// that counts.
+    pub(super) awaited: tokio::sync::Mutex<BTreeSet<String>>,
 }
 
 /// Subscriptions and cron expressions.
@@ -118,6 +125,8 @@ pub(super) enum Finished {
     Ready(Box<Version>),
     /// The candidate was rejected, and the active version gets what the changed grants leave it.
     Regranted(Box<Version>, Rejection),
+    /// The candidate was rejected, and the operator no longer trusts the active version: it must not be asked again.
+    Stopped(Rejection),
     Rejected(Rejection),
 }
 
@@ -136,15 +145,18 @@ impl Loader {
         };
         let candidate = self.read(&job, &mut report).await;
         if report.grant.as_ref().is_some_and(|file| !file.grant.is_active()) {
-            report.finished = match self.unsubscribe(&job.name).await {
+            report.finished = match self.disable(&job.name).await {
                 Ok(()) => Finished::Disabled,
                 Err(error) => Finished::Rejected(Rejection::transient(Stage::Active, error.to_string())),
             };
             return report;
         }
-        report.finished = match self.finish(&job, candidate, &mut report).await {
-            Ok(finished) => finished,
-            Err(rejection) => self.regrant(&job, &report, rejection).await,
+        let distrusted = distrusted(&job, report.grant.as_ref());
+        report.finished = match (self.finish(&job, candidate, &mut report).await, distrusted) {
+            (Ok(finished @ Finished::Ready(_)), _) | (Ok(finished), None) => finished,
+            (Ok(_), Some(distrusted)) => Finished::Stopped(distrusted),
+            (Err(rejection), Some(distrusted)) => Finished::Stopped(stopped(rejection, &distrusted)),
+            (Err(rejection), None) => self.regrant(&job, &report, rejection).await,
         };
         report
     }
@@ -203,8 +215,8 @@ impl Loader {
         if job.rejected == Some(print) && !job.immediate {
             return Ok(Finished::StillRejected);
         }
-        verify(&candidate, &grant.grant, &self.grants_dir)?;
-        let downgrade = downgrade(job, &candidate)?;
+        verify(&job.name, &candidate.digest, &grant)?;
+        let downgrade = downgrade(job, &candidate, &grant.grant)?;
         let effective = effective(&candidate.manifest, &grant.grant, &grant.secrets, &self.surroundings)
             .map_err(|missing| Rejection::new(Stage::Inspected, missing.to_string()))?;
         let component = match &job.active {
@@ -219,8 +231,8 @@ impl Loader {
         let Candidate { manifest, manifest_text, wasm, .. } = candidate;
         let warnings = grant.warnings.clone();
         let version = Version { plugin: Arc::new(plugin), component, manifest, manifest_text, grant, fingerprint: print, warnings };
-        if let Some(from) = downgrade {
-            self.audit_downgrade(&version, &from).await.map_err(|error| Rejection::transient(Stage::Active, error.to_string()))?;
+        if let Some(downgrade) = downgrade {
+            self.audit_downgrade(&version, &downgrade).await.map_err(|error| Rejection::transient(Stage::Active, error.to_string()))?;
         }
         self.publish(&version, Some(wasm)).await?;
         Ok(Finished::Ready(Box::new(version)))
@@ -249,16 +261,15 @@ impl Loader {
 
     /// Loads a kept version at start, with the present grants where they can be read, else with those of then.
     pub(super) async fn load_kept(self: &Arc<Self>, name: &str, kept: &Kept) -> Result<KeptLoad, Rejection> {
-        let (grants_dir, owned) = (self.grants_dir.clone(), name.to_owned());
-        let then = GrantFile { text: kept.grant_text.clone(), grant: kept.grant(), ..GrantFile::default() };
-        let then = self.with_secrets(then).await?;
-        let now = blocking(move || read_grant(&owned, &grants_dir)).await.map_err(|problem| Rejection::transient(Stage::Found, problem))?;
-        let attempts = match now {
-            Ok(now) if !now.grant.is_active() => return Ok(KeptLoad::Disabled(Box::new(now))),
-            Ok(now) => vec![now.clone(), with_config_of(&now, &then)],
-            Err(_) => vec![then],
+        let component = match self.kept_grants(name, kept).await? {
+            KeptGrants::Disabled(file) => return Ok(KeptLoad::Disabled(file)),
+            KeptGrants::Attempts(_) => self.compiler.component(self.runtime.engines(), &kept.digest, &kept.wasm).await?,
         };
-        let component = self.compiler.component(self.runtime.engines(), &kept.digest, &kept.wasm).await?;
+        // Compiling can take minutes: what counts is what the operator grants now.
+        let attempts = match self.kept_grants(name, kept).await? {
+            KeptGrants::Disabled(file) => return Ok(KeptLoad::Disabled(file)),
+            KeptGrants::Attempts(attempts) => attempts,
+        };
         let mut rejection = Rejection::transient(Stage::Found, "it was not tried");
         for grant in attempts {
             match self.kept_version(kept, grant, &component).await {
@@ -267,6 +278,24 @@ impl Loader {
             }
         }
         Err(rejection)
+    }
+
+    /// What a kept version may be loaded with. An error if the operator does not trust it any more.
+    async fn kept_grants(&self, name: &str, kept: &Kept) -> Result<KeptGrants, Rejection> {
+        let (grants_dir, owned) = (self.grants_dir.clone(), name.to_owned());
+        let then = GrantFile { text: kept.grant_text.clone(), grant: kept.grant(), ..GrantFile::default() };
+        let then = self.with_secrets(then).await?;
+        let read = move || (read_grant(&owned, &grants_dir), signatures_required(&grants_dir));
+        let (now, signatures_required) = blocking(read).await.map_err(|problem| Rejection::transient(Stage::Found, problem))?;
+        let attempts = match now {
+            Ok(now) if !now.grant.is_active() => return Ok(KeptGrants::Disabled(Box::new(now))),
+            Ok(now) => vec![now.clone(), with_config_of(&now, &then)],
+            Err(_) => vec![GrantFile { signatures_required, ..then }],
+        };
+        for file in &attempts {
+            verify(name, &kept.digest, file)?;
+        }
+        Ok(KeptGrants::Attempts(attempts))
     }
 
     async fn kept_version(&self, kept: &Kept, grant: GrantFile, component: &Component) -> Result<Version, Rejection> {
@@ -284,7 +313,11 @@ impl Loader {
             warnings: grant.warnings.clone(),
             grant,
         };
-        self.publish(&version, None).await?;
+        let awaited = self.awaited.lock().await;
+        if !awaited.contains(&version.manifest.name) {
+            return Err(Rejection::new(Stage::Active, "another version became active meanwhile, or it was removed"));
+        }
+        self.write(&version, None).await?;
         Ok(version)
     }
 
@@ -324,9 +357,17 @@ impl Loader {
         Ok(())
     }
 
-    /// What must be written before the swap, in this order: subscriptions, so that no event after it is missed (until then they wait, or are
-    /// handled by the version before); cron entries; the kept version.
+    /// Writes what must be there before the swap.
     async fn publish(&self, version: &Version, wasm: Option<Bytes>) -> Result<(), Rejection> {
+        let mut awaited = self.awaited.lock().await;
+        self.write(version, wasm).await?;
+        awaited.remove(&version.manifest.name);
+        Ok(())
+    }
+
+    /// In this order: subscriptions, so that no event after it is missed (until then they wait, or are handled by the version before); cron
+    /// entries; the kept version.
+    async fn write(&self, version: &Version, wasm: Option<Bytes>) -> Result<(), Rejection> {
         let failed = |problem: String| Rejection::transient(Stage::Active, problem);
         self.subscribe(version).await.map_err(|error| failed(error.to_string()))?;
         let kept = self.kept.clone();
@@ -378,20 +419,41 @@ impl Loader {
     }
 
     /// An operator went back to a lower version: that is on record before it happens.
-    async fn audit_downgrade(&self, version: &Version, from: &str) -> Result<(), StorageError> {
+    async fn audit_downgrade(&self, version: &Version, downgrade: &Downgrade) -> Result<(), StorageError> {
         let identity = version.plugin.identity();
         let row = |tenant: &TenantId| AuditRow {
             tenant: tenant.clone(),
-            actor: "api".to_owned(),
+            actor: downgrade.actor.clone(),
             action: "plugin.downgrade".to_owned(),
             target: None,
-            detail: json!({ "plugin": identity.name, "from": from, "to": identity.version, "digest": identity.digest, "generation": identity.generation }),
+            detail: json!({ "plugin": identity.name, "from": downgrade.from, "to": identity.version, "digest": identity.digest, "generation": identity.generation }),
             at: self.now(),
         };
         self.storage.record_decision(Vec::new(), self.tenants.iter().map(row).collect(), self.now()).await.map(drop)
     }
 
-    /// Ends the plugin's subscriptions and cron entries: its operator has switched it off.
+    /// Its operator has switched the plugin off.
+    async fn disable(&self, name: &str) -> Result<(), StorageError> {
+        let mut awaited = self.awaited.lock().await;
+        awaited.remove(name);
+        self.unsubscribe(name).await
+    }
+
+    /// The plugin's directory is gone: forgets its kept version, but not its hooks, and ends its cron entries. Its subscriptions stay.
+    pub(super) async fn remove(&self, name: &str, hooks: BTreeSet<Hook>) {
+        let mut awaited = self.awaited.lock().await;
+        awaited.remove(name);
+        let (kept, owned, now) = (self.kept.clone(), name.to_owned(), self.now());
+        let removed = blocking(move || kept.remove(&owned, &hooks, now)).await.and_then(|removed| removed.map_err(|error| error.to_string()));
+        if let Err(problem) = removed {
+            warn!(plugin = %name, "The kept version of plugin {name} cannot be removed: {problem}");
+        }
+        if let Err(error) = self.end_schedules(name).await {
+            warn!(plugin = %name, "The schedules of plugin {name} cannot be ended: {error}");
+        }
+    }
+
+    /// Ends the plugin's subscriptions and cron entries.
     pub(super) async fn unsubscribe(&self, name: &str) -> Result<(), StorageError> {
         for tenant in &self.tenants {
             self.published.lock().remove(&(tenant.clone(), name.to_owned()));
@@ -401,7 +463,7 @@ impl Loader {
     }
 
     /// Ends the plugin's cron entries.
-    pub(super) async fn end_schedules(&self, name: &str) -> Result<(), StorageError> {
+    async fn end_schedules(&self, name: &str) -> Result<(), StorageError> {
         self.schedules.set(name, BTreeMap::new());
         for tenant in &self.tenants {
             self.published.lock().remove(&(tenant.clone(), name.to_owned()));
@@ -424,6 +486,26 @@ impl Loader {
 pub(super) enum KeptLoad {
     Active(Box<Version>),
     Disabled(Box<GrantFile>),
+}
+
+/// What a kept version may be loaded with.
+enum KeptGrants {
+    /// Grants to try, best first.
+    Attempts(Vec<GrantFile>),
+    Disabled(Box<GrantFile>),
+}
+
+/// Why the operator no longer trusts the active version, if so: its pin names another digest, or signatures are asked for.
+fn distrusted(job: &Job, grant: Option<&GrantFile>) -> Option<Rejection> {
+    verify(&job.name, job.active.as_ref()?.digest(), grant?).err()
+}
+
+/// Why neither the candidate nor the active version is asked.
+fn stopped(candidate: Rejection, active: &Rejection) -> Rejection {
+    if candidate.reason == active.reason {
+        return candidate;
+    }
+    Rejection { reason: format!("{candidate}; and the version that ran is stopped: {active}"), ..candidate }
 }
 
 /// The plugin as the outbox knows it.
@@ -469,8 +551,15 @@ pub(super) fn check_named_hooks(manifest: &Manifest, exported: &BTreeSet<Hook>) 
     }
 }
 
-/// The higher version that the candidate would replace; refused unless an operator insists.
-fn downgrade(job: &Job, candidate: &Candidate) -> Result<Option<String>, Rejection> {
+/// A lower version is to replace a higher one.
+struct Downgrade {
+    from: String,
+    /// Who insists.
+    actor: String,
+}
+
+/// Whether the candidate would replace a higher version; refused unless an operator insists.
+fn downgrade(job: &Job, candidate: &Candidate, grant: &Grant) -> Result<Option<Downgrade>, Rejection> {
     let Some(active) = &job.active else { return Ok(None) };
     // A lone component has no version.
     let comparable = active.manifest_text.is_some() && candidate.manifest_text.is_some();
@@ -478,8 +567,13 @@ fn downgrade(job: &Job, candidate: &Candidate) -> Result<Option<String>, Rejecti
     if !comparable || older >= newer {
         return Ok(None);
     }
+    let insists = |actor: String| Ok(Some(Downgrade { from: newer.to_string(), actor }));
     if job.force {
-        return Ok(Some(newer.to_string()));
+        return insists("api".to_owned());
+    }
+    // Whoever pins this very component wants it, and the active one is not to run any more.
+    if grant.pin.as_ref().is_some_and(|pin| *pin == candidate.digest && *pin != active.digest()) {
+        return insists(format!("plugins.d/{}.toml", job.name));
     }
     let reason = format!("version {older} is lower than the active {newer}: reload it through the API with force=true to go back");
     Err(Rejection::new(Stage::Verified, reason))

@@ -264,7 +264,7 @@ impl Coordinator {
     }
 
     /// Before the first request: what was active and what is granted is known, and closed. Then the kept versions are loaded, for at most
-    /// `within`; a later one becomes active through the directory.
+    /// `within`; a later one becomes active when it is there, if its plugin was not activated, disabled or removed meanwhile.
     ///
     /// An error if it cannot be known what was active or what is granted: a server that started all the same would leave doors open.
     pub(super) async fn load_kept(&mut self, within: Duration) -> io::Result<()> {
@@ -290,6 +290,7 @@ impl Coordinator {
                     let slot = self.slots.entry(name.clone()).or_insert_with(|| Slot::new(now));
                     slot.kept_hooks = Some(version.hooks.clone());
                     self.loader.generation.fetch_max(version.generation, Ordering::Relaxed);
+                    self.loader.awaited.lock().await.insert(name.clone());
                     let loader = Arc::clone(&self.loader);
                     self.kept_loads.spawn(async move {
                         let outcome = Box::pin(loader.load_kept(&name, &version)).await;
@@ -301,7 +302,7 @@ impl Coordinator {
         self.publish();
         let until = Instant::now() + within;
         while let Ok(Some(loaded)) = tokio::time::timeout_at(until, self.kept_loads.join_next()).await {
-            self.take_kept(loaded.ok());
+            self.take_kept(loaded.ok()).await;
         }
         if !self.kept_loads.is_empty() {
             warn!("Not all kept versions of plugins were loaded within {within:?}: closed hooks refuse until they are");
@@ -309,18 +310,28 @@ impl Coordinator {
         Ok(())
     }
 
-    fn take_kept(&mut self, loaded: Option<KeptLoaded>) {
+    async fn take_kept(&mut self, loaded: Option<KeptLoaded>) {
         let now = self.clock.now();
         let Some(KeptLoaded { name, version, digest, outcome }) = loaded else { return };
+        // Meanwhile the directory may have given another one, or the operator may have removed it or switched it off.
+        if !self.loader.awaited.lock().await.remove(&name) {
+            return;
+        }
         let Some(slot) = self.slots.get_mut(&name) else { return };
         match outcome {
-            // Meanwhile the directory may have given a newer one, or the operator may have switched it off.
-            Ok(_) if slot.active.is_some() || slot.disabled() => return,
             Ok(KeptLoad::Active(version)) => {
                 info!(plugin = %name, digest = version.digest(), "Plugin {name} {} is active, as it was kept", version.manifest.version);
                 slot.grant = GrantState::Read(Box::new(version.grant.clone()));
                 slot.source = Source::Kept;
                 slot.active = Some(*version);
+                // Whatever was read meanwhile was judged without it: its grants may have changed since it read them.
+                slot.look = None;
+                if slot.running.is_some() {
+                    slot.next.get_or_insert_default();
+                }
+                if self.last_look.is_some() {
+                    self.look_at = Some(Instant::now());
+                }
             }
             Ok(KeptLoad::Disabled(grant)) => slot.grant = GrantState::Read(grant),
             Err(rejection) => {
@@ -355,9 +366,10 @@ impl Coordinator {
                 () = tokio::time::sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => self.scan().await,
                 Some(reload) = reloads.recv() => self.reload(reload).await,
                 Some(report) = self.reports.1.recv() => self.finish(report).await,
-                Some(loaded) = self.kept_loads.join_next(), if !self.kept_loads.is_empty() => self.take_kept(loaded.ok()),
+                Some(loaded) = self.kept_loads.join_next(), if !self.kept_loads.is_empty() => self.take_kept(loaded.ok()).await,
             }
-            if !*self.shown.settled.borrow() && self.last_look.is_some() && self.slots.values().all(|slot| slot.running.is_none()) {
+            let busy = !self.kept_loads.is_empty() || self.slots.values().any(|slot| slot.running.is_some());
+            if !*self.shown.settled.borrow() && self.last_look.is_some() && !busy {
                 self.shown.settled.send_replace(true);
             }
         }
@@ -445,19 +457,8 @@ impl Coordinator {
 
     /// A plugin whose directory is gone.
     async fn remove(&mut self, name: &str) {
-        let now = self.clock.now();
-        let kept = self.loader.kept.clone();
-        let owned = name.to_owned();
         let hooks = self.slots.get(name).and_then(|slot| slot.kept_hooks.clone().or_else(|| slot.hooks.clone())).unwrap_or_default();
-        let remembered = hooks.clone();
-        if let Err(problem) =
-            blocking(move || kept.remove(&owned, &remembered, now)).await.and_then(|removed| removed.map_err(|error| error.to_string()))
-        {
-            warn!(plugin = %name, "The kept version of plugin {name} cannot be removed: {problem}");
-        }
-        if let Err(error) = self.loader.end_schedules(name).await {
-            warn!(plugin = %name, "The schedules of plugin {name} cannot be ended: {error}");
-        }
+        self.loader.remove(name, hooks.clone()).await;
         let Some(slot) = self.slots.get_mut(name) else { return };
         if slot.active.take().is_some() {
             info!(plugin = %name, "Plugin {name} was removed and is no longer asked; its events are kept for {} h", KEEP_SUBSCRIPTION.as_secs() / 3600);
@@ -526,6 +527,7 @@ impl Coordinator {
         let now = self.clock.now();
         let Some(slot) = self.slots.get_mut(&name) else { return };
         let running = slot.running.take().unwrap_or_default();
+        let stopped = matches!(report.finished, Finished::Stopped(_));
         let (result, rejection) = slot.take_in(report, now);
         let stage = rejection.as_ref().map_or(Stage::Active, |rejection| rejection.stage);
         let identity = slot.active.as_ref().map(|version| version.plugin.identity().clone());
@@ -547,6 +549,10 @@ impl Coordinator {
                 info!(plugin = %name, version, digest, generation = outcome.generation, "Plugin {name} {version} is active");
                 let (loader, name) = (Arc::clone(&self.loader), name.clone());
                 self.tracker.spawn(async move { loader.wake(&name).await });
+            }
+            (_, Some(rejection)) if stopped => {
+                count(&name, stage, result);
+                warn!(plugin = %name, stage = rejection.stage.as_str(), "Plugin {name} is stopped and no longer asked, because it is not trusted any more: {rejection}");
             }
             (_, Some(rejection)) => {
                 count(&name, stage, result);
@@ -600,6 +606,8 @@ impl Coordinator {
     /// Subscriptions of plugins that were removed long ago end: nobody will come for their events.
     async fn end_old_subscriptions(&self) {
         let kept = self.loader.kept.clone();
+        // One that comes back just now is written before this, and not found, or after it.
+        let _writing = self.loader.awaited.lock().await;
         let Ok(Ok(all)) = blocking(move || kept.load_removed()).await else { return };
         for (name, at) in all {
             if self.clock.now().since(at) < KEEP_SUBSCRIPTION || self.slots.get(&name).is_some_and(|slot| slot.active.is_some()) {
@@ -641,6 +649,11 @@ impl Slot {
             }
             Finished::Regranted(active, rejection) => {
                 self.active = Some(*active);
+                self.reject(&rejection, version, digest, fingerprint, now);
+                (ReloadResult::Rejected, Some(rejection))
+            }
+            Finished::Stopped(rejection) => {
+                self.active = None;
                 self.reject(&rejection, version, digest, fingerprint, now);
                 (ReloadResult::Rejected, Some(rejection))
             }

@@ -47,12 +47,18 @@ impl Server {
     }
 
     async fn start_with(data: &Path, compiler: CompilerCommand) -> Self {
+        Self::start_within(data, compiler, PATIENCE).await
+    }
+
+    /// `kept_load`: how long the start waits for kept versions.
+    async fn start_within(data: &Path, compiler: CompilerCommand, kept_load: Duration) -> Self {
         let storage = Storage::open(OpenOptions { url: format!("sqlite://{}", data.join("db.sqlite").display()), now: NOON }).await.unwrap();
         let clock = ManualClock::new(NOON);
         let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let host = PluginHost::start(PluginHostOptions {
             tracker: tracker.clone(),
             shutdown: shutdown.clone(),
+            kept_load,
             ..PluginHostOptions::new(data, compiler, storage.clone(), Arc::new(clock.clone()))
         })
         .await
@@ -280,6 +286,192 @@ async fn an_enabled_grant_without_its_plugin_shuts_the_door_until_it_is_there() 
     server.until_active("guard", &sha256(&guest(1))).await;
     assert_eq!(server.decide().await, Verdict::Allow { tags: vec!["allowed".to_owned()] });
     assert_eq!(server.host.ready(), Ok(()));
+    server.stop().await;
+}
+
+/// A grant that denies and pins a build.
+fn pinned(wasm: &[u8]) -> String {
+    format!("pin = \"{}\"\n{DENY}", sha256(wasm))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_of_another_digest_stops_the_version_that_runs() {
+    let data = TempDir::new().unwrap();
+    put(&grant(&data), DENY);
+    put(&lone(&data), guest(1));
+    let server = Server::settled(data.path()).await;
+    assert_eq!(server.decide().await, denied());
+    put(&grant(&data), pinned(&guest(2)));
+    let status = server.until("guard", |status| status.state == State::RequiredMissing).await;
+    assert_eq!((status.digest, status.on_failure["enrollment-policy"]), (None, "closed"));
+    let (candidate, pin) = (status.candidate.unwrap(), format!("plugins.d/guard.toml pins {}", sha256(&guest(2))));
+    assert!(candidate.stage == Some(Stage::Verified) && candidate.reason.as_ref().unwrap().ends_with(&pin), "{candidate:?}");
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    assert!(server.host.ready().unwrap_err()[0].ends_with(&pin));
+
+    // What the pin names is loaded as soon as it is there, and so is the old one when the pin is taken back.
+    put(&lone(&data), guest(2));
+    server.until_active("guard", &sha256(&guest(2))).await;
+    assert_eq!((server.decide().await, server.host.ready()), (denied(), Ok(())));
+    // Also where there is nothing but garbage that it could be replaced by.
+    put(&lone(&data), b"garbage, not a component");
+    server.until("guard", |status| status.candidate.is_some()).await;
+    assert_eq!(server.decide().await, denied());
+    put(&grant(&data), pinned(&guest(1)));
+    let status = server.until("guard", |status| status.state == State::RequiredMissing).await;
+    let reason = status.candidate.unwrap().reason.unwrap();
+    assert!(reason.contains("not WebAssembly") && reason.contains("plugins.d/guard.toml pins"), "{reason}");
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    put(&lone(&data), guest(1));
+    server.until_active("guard", &sha256(&guest(1))).await;
+    assert_eq!(server.decide().await, denied());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_of_the_file_that_waits_swaps_to_it_even_if_its_version_is_lower() {
+    let data = TempDir::new().unwrap();
+    put_bundle(&data, &manifest("1.10.0", HOOKS), &guest(1));
+    put(&grant(&data), pinned(&guest(1)));
+    let server = Server::settled(data.path()).await;
+    server.until_active("guard", &sha256(&guest(1))).await;
+    put_bundle(&data, &manifest("1.9.0", HOOKS), &guest(2));
+    assert_eq!(server.reload("guard", false).await, ReloadResult::Rejected);
+    assert_eq!(server.decide().await, denied());
+    put(&grant(&data), pinned(&guest(2)));
+    assert_eq!(server.host.reload(Some("guard"), false).await.remove(0).digest, Some(sha256(&guest(2))));
+    assert_eq!(server.decide().await, denied());
+    let audit = server.storage.audit(&TenantId::default(), 10).await.unwrap();
+    let row = audit.iter().find(|row| row.action == "plugin.downgrade").unwrap();
+    assert_eq!((row.actor.as_str(), &row.detail["from"], &row.detail["to"]), ("plugins.d/guard.toml", &"1.10.0".into(), &"1.9.0".into()));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_version_that_the_pin_does_not_name_is_not_loaded() {
+    let data = TempDir::new().unwrap();
+    put(&grant(&data), DENY);
+    put(&lone(&data), guest(1));
+    Server::settled(data.path()).await.stop().await;
+    put(&grant(&data), pinned(&guest(2)));
+
+    let server = Server::start(data.path()).await;
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    server.host.settled().await;
+    let status = server.host.plugin_status("guard").unwrap();
+    assert_eq!((status.state, status.digest), (State::RequiredMissing, None));
+    assert!(status.candidate.unwrap().reason.unwrap().contains("plugins.d/guard.toml pins"));
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    put(&lone(&data), guest(2));
+    server.until_active("guard", &sha256(&guest(2))).await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn once_signatures_are_required_an_unsigned_version_is_stopped_and_not_loaded_again() {
+    let data = TempDir::new().unwrap();
+    put(&grant(&data), DENY);
+    put(&lone(&data), guest(1));
+    let server = Server::settled(data.path()).await;
+    let trust = data.path().join("plugins.d/trust.toml");
+    put(&trust, "");
+    let status = server.until("guard", |status| status.state == State::RequiredMissing).await;
+    assert!(status.candidate.unwrap().reason.unwrap().contains("trust.toml asks for signatures"));
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    server.stop().await;
+
+    let server = Server::settled(data.path()).await;
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    fs::remove_file(&trust).unwrap();
+    server.until_active("guard", &sha256(&guest(1))).await;
+    assert_eq!(server.decide().await, denied());
+    server.stop().await;
+}
+
+/// A server whose kept version of `guard` ends in `1` and is compiled only when [`Gate::open`] says so.
+struct Gate {
+    pipe: PathBuf,
+}
+
+impl Gate {
+    /// Makes the kept version, and forgets what was compiled of it.
+    async fn shut(data: &TempDir) -> Self {
+        put(&grant(data), DENY);
+        put(&lone(data), guest(b'1'));
+        Server::settled(data.path()).await.stop().await;
+        fs::remove_dir_all(data.path().join("plugin-cache")).unwrap();
+        let pipe = data.path().join("gate");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, 0).unwrap();
+        Self { pipe }
+    }
+
+    async fn start(&self, data: &TempDir) -> Server {
+        let script = "in=\"$1.$$\"; cat > \"$in\"; if [ \"$(tail -c 1 \"$in\")\" = 1 ]; then read -r _ < \"$1\"; fi; exec \"$2\" < \"$in\"";
+        let args = ["-c".into(), script.into(), "sh".into(), self.pipe.clone().into_os_string(), compiler().program.into_os_string()];
+        let command = CompilerCommand { program: "/bin/sh".into(), args: args.into() };
+        let server = Server::start_within(data.path(), command, Duration::ZERO).await;
+        assert!(matches!(server.decide().await, Verdict::Unavailable { .. }), "until it is loaded, it refuses");
+        server
+    }
+
+    /// Returns once the kept version was loaded, or not.
+    async fn open(self, server: &Server) {
+        let pipe = self.pipe;
+        tokio::task::spawn_blocking(move || fs::write(pipe, "\n")).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, server.host.settled()).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_version_that_is_late_becomes_active_when_nothing_else_did() {
+    let data = TempDir::new().unwrap();
+    let gate = Gate::shut(&data).await;
+    put(&lone(&data), b"garbage, not a component");
+    let server = gate.start(&data).await;
+    server.until("guard", |status| status.candidate.as_ref().is_some_and(|candidate| candidate.reason.is_some())).await;
+    gate.open(&server).await;
+    server.until_active("guard", &sha256(&guest(b'1'))).await;
+    assert_eq!(server.decide().await, denied());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_version_that_is_late_never_replaces_a_newer_one() {
+    let data = TempDir::new().unwrap();
+    let gate = Gate::shut(&data).await;
+    put(&lone(&data), guest(b'2'));
+    let server = gate.start(&data).await;
+    server.until_active("guard", &sha256(&guest(b'2'))).await;
+    gate.open(&server).await;
+    assert_eq!(server.host.plugin_status("guard").unwrap().digest, Some(sha256(&guest(b'2'))));
+    server.stop().await;
+    // Nor what is kept of it: the older one used to be written over it, and its bytes were gone.
+    put(&lone(&data), b"garbage, not a component");
+    let server = Server::start(data.path()).await;
+    assert_eq!(server.host.plugin_status("guard").unwrap().digest, Some(sha256(&guest(b'2'))));
+    assert_eq!(server.decide().await, denied());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_version_that_is_late_does_not_come_up_once_its_plugin_was_removed() {
+    let data = TempDir::new().unwrap();
+    let gate = Gate::shut(&data).await;
+    fs::remove_file(lone(&data)).unwrap();
+    let server = gate.start(&data).await;
+    let kept = data.path().join("plugins-active/guard");
+    let removed = async {
+        let mut seen = 0;
+        while !kept.join("removed.json").exists() {
+            seen = server.host.changed(seen).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, removed).await.unwrap();
+    gate.open(&server).await;
+    // Its grant file is still there, so the door stays shut.
+    assert_eq!(server.host.plugin_status("guard").unwrap().state, State::RequiredMissing);
+    assert!(matches!(server.decide().await, Verdict::Unavailable { .. }));
+    assert!(!kept.join("active.json").exists(), "nothing is left for the next start");
     server.stop().await;
 }
 
