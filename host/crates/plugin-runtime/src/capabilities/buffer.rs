@@ -1,6 +1,6 @@
 //! What a call wrote, until it ends: its own reads see it, nobody else does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -27,6 +27,10 @@ pub(crate) struct Buffer {
     pub(crate) writes: BTreeMap<String, KvWrite>,
     pub(crate) written_bytes: usize,
     pub(crate) commands: Vec<PluginCommand>,
+    /// Of these, the ones that are queued only if their key turns out to be free again. The call does not see them.
+    pub(crate) if_key_is_free: BTreeSet<String>,
+    /// Calls of `enqueue` so far: names the commands that have no key of their own.
+    pub(crate) enqueued: usize,
     pub(crate) cancels: Vec<(EnrollmentId, String)>,
     pub(crate) tags: Vec<TagChange>,
     pub(crate) releases: Vec<EnrollmentId>,
@@ -94,7 +98,7 @@ impl State {
     }
 
     /// A command as the guest gives it, with a `CommandUUID` of the host, if it may queue such a one.
-    pub(crate) fn command(&self, body: &wit::CommandBody) -> Result<Command, wit::Failure> {
+    pub(crate) fn command(&self, body: &wit::CommandBody, uuid: Uuid) -> Result<Command, wit::Failure> {
         // One above the limit is refused unread.
         let size = match body {
             wit::CommandBody::AsJson(json) => json.len(),
@@ -103,7 +107,7 @@ impl State {
         if size > self.settings.limits.output {
             return Err(quota(format!("the command is longer than {} bytes", self.settings.limits.output)));
         }
-        let uuid = Uuid::new_v4().to_string().to_uppercase();
+        let uuid = command_uuid(uuid);
         let command = match body {
             wit::CommandBody::AsJson(json) => {
                 let command = serde_json::from_str(json).map_err(|error| invalid(format!("the command is no JSON: {error}")))?;
@@ -132,7 +136,7 @@ impl State {
             return Err(refused(quota(format!("more than {} commands", self.settings.limits.commands))));
         }
         for (n, new) in commands.into_iter().enumerate() {
-            let command = self.command(&new.body).map_err(refused)?;
+            let command = self.command(&new.body, Uuid::new_v4()).map_err(refused)?;
             let mut options = options(&new.options).map_err(refused)?;
             options.idempotency_key = Some(match options.idempotency_key {
                 Some(key) => format!("{}/{n}/{key}", event.id),
@@ -142,6 +146,11 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// As commands carry it.
+pub(crate) fn command_uuid(uuid: Uuid) -> String {
+    uuid.to_string().to_uppercase()
 }
 
 /// Checks a guest's options.

@@ -1,13 +1,16 @@
 //! `commands`: what devices are told. The host checks each command, and gives it its `CommandUUID`.
 
+use aws_lc_rs::digest::{Context, SHA256};
 use serde_json::json;
+use uuid::{Builder, Uuid};
 use wasmdm_protocol::enrollment::EnrollmentId;
 use wasmdm_storage::effects::PluginCommand;
+use wasmdm_storage::events::EnrollmentRecord;
 
 use crate::bindings::wasmdm::plugin::commands::{Host, Outcome};
 use crate::bindings::wasmdm::plugin::types as wit;
 use crate::call::State;
-use crate::capabilities::buffer::options;
+use crate::capabilities::buffer::{command_uuid, options};
 use crate::capabilities::{Denied, failure, invalid, not_granted, quota, unavailable};
 use crate::contract;
 
@@ -20,7 +23,7 @@ impl State {
     }
 
     async fn validate_command(&self, new: &wit::NewCommand, target: Option<String>) -> Result<Vec<String>, Denied> {
-        let command = self.command(&new.body)?;
+        let command = self.command(&new.body, Uuid::new_v4())?;
         let options = options(&new.options)?;
         let mut warnings = Vec::new();
         let now = self.now();
@@ -48,42 +51,97 @@ impl State {
 
     async fn enqueue_command(&mut self, targets: Vec<String>, new: &wit::NewCommand) -> Result<Vec<Outcome>, Denied> {
         self.may_write("queueing commands")?;
-        let command = self.command(&new.body)?;
+        let command = self.command(&new.body, Uuid::new_v4())?;
         let mut options = options(&new.options)?;
+        let own_key = options.idempotency_key.clone();
         let limit = self.settings.limits.commands;
         if self.buffer.commands.len().saturating_add(targets.len()) > limit {
             return Err(quota(format!("a call can queue {limit} commands")));
         }
         // Without a key of the plugin's own the event's makes a repeated delivery harmless.
-        if options.idempotency_key.is_none()
+        if own_key.is_none()
             && let Some(event) = &self.event
         {
-            options.idempotency_key = Some(format!("{event}/{}/{}", self.hook, self.buffer.commands.len()));
+            options.idempotency_key = Some(format!("{event}/{}/{}", self.hook, self.buffer.enqueued));
         }
+        self.buffer.enqueued = self.buffer.enqueued.saturating_add(1);
         let mut outcomes = Vec::with_capacity(targets.len());
         for target in targets {
             let id = EnrollmentId::new(target.as_str());
-            if self.enrollment_of_tenant(&id).await?.is_none() {
+            let Some(record) = self.enrollment_of_tenant(&id).await? else {
                 let error = Some(failure("not-found", format!("there is no enrollment {id}")));
                 outcomes.push(Outcome { id: target, uuid: None, state: String::from("unknown"), error });
                 continue;
-            }
-            let same = self.buffer.commands.iter().find(|queued| {
-                queued.target == id && queued.options.idempotency_key.is_some() && queued.options.idempotency_key == options.idempotency_key
-            });
-            let uuid = same.map_or_else(|| command.uuid.clone(), |queued| queued.command.uuid.clone());
-            if same.is_none() {
-                self.buffer.commands.push(PluginCommand { target: id, command: command.clone(), options: options.clone() });
-            }
-            outcomes.push(Outcome { id: target, uuid: Some(uuid), state: String::from("queued"), error: None });
+            };
+            let queued = PluginCommand { target: id, command: command.clone(), options: options.clone() };
+            let (uuid, state) = match &own_key {
+                Some(key) => self.enqueue_with_key(queued, new, &record, key).await?,
+                None => self.enqueue_once(queued),
+            };
+            outcomes.push(Outcome { id: target, uuid: Some(uuid), state, error: None });
         }
         Ok(outcomes)
+    }
+
+    /// Buffers a command, unless the same enrollment has one of its key in the buffer. Answers its UUID and state.
+    fn enqueue_once(&mut self, new: PluginCommand) -> (String, String) {
+        let uuid = new.command.uuid.clone();
+        let key = &new.options.idempotency_key;
+        let same = |queued: &PluginCommand| queued.target == new.target && key.is_some() && queued.options.idempotency_key == *key;
+        if !self.buffer.commands.iter().any(same) {
+            self.buffer.commands.push(new);
+        }
+        (uuid, String::from("queued"))
+    }
+
+    /// Buffers a command with a key of the plugin's own, under the UUID that follows from the key: what was queued with it before, in this
+    /// call or in an earlier one, has the same.
+    async fn enqueue_with_key(
+        &mut self,
+        mut queued: PluginCommand,
+        new: &wit::NewCommand,
+        record: &EnrollmentRecord,
+        key: &str,
+    ) -> Result<(String, String), Denied> {
+        let derived = self.derived_uuid(record, key);
+        let uuid = command_uuid(derived);
+        let stored = self.storage()?.command_status(&self.tenant, &queued.target, &uuid).await.map_err(|error| unavailable(&error))?;
+        let Some(stored) = stored else {
+            queued.command = self.command(&new.body, derived)?;
+            return Ok(self.enqueue_once(queued));
+        };
+        let state = if self.is_cancelled(&queued.target, &uuid) { String::from("cancelled") } else { stored.state };
+        // Enrolling anew cancels what is open and frees the keys. So the key of an open command is taken; that of a finished one may be
+        // free again, and only the commit knows.
+        if FINAL.contains(&state.as_str()) {
+            self.buffer.if_key_is_free.insert(queued.command.uuid.clone());
+            self.enqueue_once(queued);
+        }
+        Ok((uuid, state))
+    }
+
+    /// The UUID of the command with that key: a hash of whose it is, for whom, and the key (a version 8 UUID of RFC 9562). The certificate
+    /// tells one enrollment of a device from the next, whose keys are new.
+    fn derived_uuid(&self, record: &EnrollmentRecord, key: &str) -> Uuid {
+        let certificate = record.facts.pointer("/certificate/sha256").and_then(serde_json::Value::as_str).unwrap_or_default();
+        let mut context = Context::new(&SHA256);
+        for part in ["wasmdm command", self.tenant.as_str(), self.name_space(), record.id.as_str(), certificate, key] {
+            // With its length, so that no two ways of dividing the same bytes are one.
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut bytes = [0; 16];
+        for (byte, hashed) in bytes.iter_mut().zip(context.finish().as_ref()) {
+            *byte = *hashed;
+        }
+        Builder::from_custom_bytes(bytes).into_uuid()
     }
 
     fn buffered(&self, id: &EnrollmentId) -> impl Iterator<Item = wit::CommandStatus> {
         let now = contract::timestamp(self.now());
         let origin = format!("plugin:{}", self.name_space());
-        self.buffer.commands.iter().filter(move |queued| queued.target == *id).map(move |queued| wit::CommandStatus {
+        let seen = move |queued: &&PluginCommand| queued.target == *id && !self.buffer.if_key_is_free.contains(&queued.command.uuid);
+        self.buffer.commands.iter().filter(seen).map(move |queued| wit::CommandStatus {
             uuid: queued.command.uuid.clone(),
             request_type: queued.command.request_type.clone(),
             state: String::from("queued"),

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use wasmdm_plugin_runtime::call::{Answer, Decision, Outcome};
-use wasmdm_plugin_runtime::effective::{Effective, KvGrant};
+use wasmdm_plugin_runtime::effective::{Effective, KvGrant, Mode};
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock as _;
@@ -31,6 +31,27 @@ async fn a_call_sees_its_own_key_values() {
 #[tokio::test]
 async fn key_values_are_scanned_page_by_page() {
     assert_eq!(reason("many", |_| ()).await, "100");
+}
+
+#[tokio::test]
+async fn a_scan_shows_what_the_call_itself_wrote_once_and_in_order() {
+    let roomy = |effective: &mut Effective| effective.settings.limits.cpu_sync = std::time::Duration::from_secs(20);
+    let shadowed = move |effective: &mut Effective| {
+        roomy(effective);
+        effective.settings.mode = Mode::Monitor;
+    };
+    let server = Server::start().await;
+    let now = server.clock.now();
+    let stored = server.call(&server.misbehaving("many", roomy), "D").await.effects.unwrap();
+    server.storage.record_decision(vec![required(*stored)], vec![], now).await.unwrap();
+    let expected = Outcome::Answered(Answer::Decision(Decision::Allow { tags: vec![], reason: Some(String::from("70 pairs")) }));
+    assert_eq!(server.call(&server.misbehaving("scan-own", roomy), "D").await.outcome, expected);
+    // A monitored plugin's own name space lies over the other one.
+    let stored = server.call(&server.misbehaving("many", shadowed), "D").await.effects.unwrap();
+    assert_eq!(stored.plugin, "misbehaving~monitor");
+    assert_eq!(server.call(&server.misbehaving("scan-own", shadowed), "D").await.outcome, expected);
+    server.storage.record_decision(vec![required(*stored)], vec![], now).await.unwrap();
+    assert_eq!(server.call(&server.misbehaving("scan-own", shadowed), "D").await.outcome, expected);
 }
 
 #[tokio::test]

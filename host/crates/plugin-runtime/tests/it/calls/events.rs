@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde_json::json;
 use wasmdm_plugin_runtime::effective::{Effective, HttpGrant};
 use wasmdm_plugin_runtime::egress::{EgressPolicy, Origin};
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::subscriber::Delivered;
-use wasmdm_storage::effects::{PluginEffects, TimerChange};
+use wasmdm_storage::effects::{Applied, DecisionEffects, PluginEffects, TimerChange};
 
 use super::setup::Server;
 
@@ -72,6 +73,60 @@ async fn a_sink_queues_commands_and_sees_them_pending() {
     assert_eq!(written(&effects, "outcomes"), "queued unknown 1", "a stranger does not fail the others");
     let refused = delivered(json!({ "behave": "enqueue", "command": "EraseDevice" }), "event-sink", |_| ()).await;
     assert!(format!("{refused:?}").contains("enqueue:EraseDevice"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_is_answered_the_same_uuid() {
+    let server = Server::start().await;
+    server.enroll("D").await;
+    server.enroll("E").await;
+    let handled = async |id: &str, query: &str| {
+        server.activate([server.named("misbehaving", &json!({ "behave": "enqueue-again", "query": query }), |_| ())]);
+        let event = server.event("enrollment.enrolled", id).await;
+        let effects = effects(server.deliver(ME, "event-sink", event).await).unwrap();
+        let told = written(&effects, "told");
+        let [first, second, third] = told.lines().collect::<Vec<_>>()[..] else { panic!("{told}") };
+        assert!(first == second && second == third, "{told}");
+        let (state, uuid) = first.split_once(' ').unwrap();
+        let answer = (state.to_owned(), uuid.to_owned(), written(&effects, "pending"));
+        let commands = effects.commands.len();
+        assert!(matches!(
+            server.storage.record_decision(vec![DecisionEffects { effects, required: true }], vec![], server.clock.now()).await.unwrap(),
+            Applied::Done(())
+        ));
+        (answer, commands)
+    };
+    let pending = async || server.storage.pending_commands(&TenantId::default(), &EnrollmentId::new("D")).await.unwrap();
+
+    let ((state, uuid, seen), commands) = handled("D", "OSVersion").await;
+    assert_eq!((state.as_str(), &seen, commands), ("queued", &uuid, 1));
+    let ((_, other, _), _) = handled("E", "OSVersion").await;
+    assert_ne!(uuid, other, "a UUID is of one enrollment");
+    // Another body changes nothing.
+    assert_eq!(handled("D", "SerialNumber").await, (("queued".to_owned(), uuid.clone(), uuid.clone()), 0));
+    assert_eq!(pending().await.into_iter().map(|status| status.uuid).collect::<Vec<_>>(), [uuid.as_str()]);
+
+    // Nor does it come again once it is finished.
+    let now = server.clock.now();
+    assert!(server.storage.cancel_command(&TenantId::default(), &EnrollmentId::new("D"), &uuid, now).await.unwrap());
+    let (answer, _) = handled("D", "OSVersion").await;
+    assert_eq!(answer, ("cancelled".to_owned(), uuid.clone(), String::new()));
+    assert!(pending().await.is_empty());
+
+    // Another certificate: it enrolls anew.
+    server.enroll("D").await;
+    let ((state, anew, seen), commands) = handled("D", "OSVersion").await;
+    assert_eq!((state.as_str(), &seen, commands), ("queued", &anew, 1));
+    assert_ne!(uuid, anew);
+}
+
+#[tokio::test]
+async fn commands_without_a_key_are_not_taken_for_each_other() {
+    // One that was cancelled in the same call gave its place, and its key with it, to another.
+    let effects =
+        effects(delivered(json!({ "behave": "enqueue-cancel-enqueue", "command": "DeviceInformation" }), "event-sink", |_| ()).await).unwrap();
+    let keys: Vec<_> = effects.commands.iter().map(|queued| queued.options.idempotency_key.as_deref().unwrap()).collect();
+    assert_eq!(keys, ["EVENT/event-sink/1", "EVENT/event-sink/2"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 wit_bindgen::generate!({ path: "../../../../../wit", world: "everything", generate_all });
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -175,6 +176,7 @@ impl enrollment_policy::Guest for Misbehaving {
                 }
                 Ok(decision("deny", keys.to_string()))
             }
+            "scan-own" => scan_own_writes(),
             "big-value" => {
                 kv::put("big", &vec![0; 100_000], &Precondition::Anything, None)?;
                 Ok(decision("abstain", ""))
@@ -254,6 +256,55 @@ fn exercise_kv() -> Result<Decision, Failure> {
     Ok(decision("allow", "kv works"))
 }
 
+/// Changes some of the keys that "many" has put, and scans in pages of every size. A deny names what is wrong.
+fn scan_own_writes() -> Result<Decision, Failure> {
+    let mut expected: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for n in 0..100 {
+        expected.insert(format!("many/{n:03}"), vec![0; 10]);
+    }
+    // Before the first, after the last, between two, beside the edges of the host's chunks of 32, and over one that is there.
+    for key in ["many/", "many/0005", "many/031", "many/0315", "many/0325", "many/050", "many/0995", "many/z"] {
+        kv::put(key, key.as_bytes(), &Precondition::Anything, None)?;
+        expected.insert(key.to_owned(), key.as_bytes().to_vec());
+    }
+    // The first, the last, a whole chunk, and one that this call has put.
+    let removed = (32..66).map(|n| format!("many/{n:03}")).chain(["many/000", "many/099", "many/0325"].map(str::to_owned));
+    for key in removed {
+        if !kv::remove(&key, &Precondition::Anything)? {
+            return Ok(decision("deny", format!("{key} was not there")));
+        }
+        expected.remove(&key);
+    }
+    kv::put("many/000", b"again", &Precondition::Absent, None)?;
+    expected.insert("many/000".to_owned(), b"again".to_vec());
+    // Outside of the prefix.
+    for key in ["man", "many", "many0", "n"] {
+        kv::put(key, b"elsewhere", &Precondition::Anything, None)?;
+    }
+    let expected: Vec<_> = expected.into_iter().collect();
+    for limit in [1, 2, 31, 32, 33, 69, 70, 71, 1_000] {
+        let mut found = Vec::new();
+        let mut cursor = None;
+        loop {
+            let page = kv::scan("many/", cursor.as_deref(), limit)?;
+            let whole = page.pairs.len() == limit as usize;
+            if page.pairs.len() > limit as usize || (page.cursor.is_some() && !whole) || (page.pairs.is_empty() && cursor.is_some()) {
+                return Ok(decision("deny", format!("a page of {} with the limit {limit}", page.pairs.len())));
+            }
+            found.extend(page.pairs.into_iter().map(|pair| (pair.key, pair.value)));
+            cursor = page.cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        if found != expected {
+            let keys: Vec<_> = found.into_iter().map(|(key, _)| key).collect();
+            return Ok(decision("deny", format!("limit {limit} found {keys:?}")));
+        }
+    }
+    Ok(decision("allow", format!("{} pairs", expected.len())))
+}
+
 impl event_commands::Guest for Misbehaving {
     fn generate(_: CallInfo, _: Event) -> Result<Vec<NewCommand>, Failure> {
         let behaviour = setting("behave");
@@ -290,6 +341,26 @@ impl event_sink::Guest for Misbehaving {
                     None,
                 )?;
                 Ok(())
+            }
+            // The UUIDs and states that the same key is answered, twice in one list and in a second call, and what is pending then.
+            "enqueue-again" => {
+                let mut new = command(&setting("command"));
+                new.body = CommandBody::AsJson(format!(r#"{{"RequestType":"DeviceInformation","Queries":["{}"]}}"#, setting("query")));
+                new.options.idempotency_key = Some("inventory".to_owned());
+                let mut outcomes = commands::enqueue(&[id.clone(), id.clone()], &new)?;
+                outcomes.extend(commands::enqueue(&[id.clone()], &new)?);
+                let told: Vec<String> =
+                    outcomes.into_iter().map(|outcome| format!("{} {}", outcome.state, outcome.uuid.unwrap_or_default())).collect();
+                kv::put("told", told.join("\n").as_bytes(), &Precondition::Anything, None)?;
+                let pending: Vec<String> = commands::pending(&id)?.into_iter().map(|status| status.uuid).collect();
+                kv::put("pending", pending.join(" ").as_bytes(), &Precondition::Anything, None).map(drop)
+            }
+            "enqueue-cancel-enqueue" => {
+                let new = command(&setting("command"));
+                let mut first = commands::enqueue(&[id.clone()], &new)?;
+                commands::enqueue(&[id.clone()], &new)?;
+                commands::cancel(&id, &first.remove(0).uuid.unwrap_or_default())?;
+                commands::enqueue(&[id], &new).map(drop)
             }
             "tag" => {
                 enrollments::tag(&id, &["tagged".to_owned()], &[])?;
