@@ -7,8 +7,10 @@ use anyhow::{Context as _, bail};
 use axum::http::HeaderName;
 use clap::Args;
 use ipnet::IpNet;
+use reqwest::Url;
 use serde::Deserialize;
 
+use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::logging::LogFormat;
 
 /// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
@@ -60,6 +62,30 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_GRANTS", value_name = "DIR")]
     pub grants: Option<PathBuf>,
 
+    /// Hand declarative management to the server at this address, as NanoMDM does: endpoints are resolved against it, so end it with a slash
+    #[arg(long, env = "WASMDM_DM", value_name = "URL")]
+    pub dm: Option<String>,
+
+    /// Sign requests to --dm with an HMAC of this key (X-Hmac-Signature); better --dm-send-hmac-key-file
+    #[arg(long, env = "WASMDM_DM_SEND_HMAC_KEY", value_name = "KEY", hide_env_values = true)]
+    pub dm_send_hmac_key: Option<String>,
+
+    /// File that holds that key
+    #[arg(long, env = "WASMDM_DM_SEND_HMAC_KEY_FILE", value_name = "FILE")]
+    pub dm_send_hmac_key_file: Option<PathBuf>,
+
+    /// Believe only answers of --dm with an HMAC of this key; better --dm-recv-hmac-key-file
+    #[arg(long, env = "WASMDM_DM_RECV_HMAC_KEY", value_name = "KEY", hide_env_values = true)]
+    pub dm_recv_hmac_key: Option<String>,
+
+    /// File that holds that key
+    #[arg(long, env = "WASMDM_DM_RECV_HMAC_KEY_FILE", value_name = "FILE")]
+    pub dm_recv_hmac_key_file: Option<PathBuf>,
+
+    /// Manage the users of Macs, with a digest challenge of no length; without it they are declined (410)
+    #[arg(long, env = "WASMDM_UA_ZL_DC")]
+    pub ua_zl_dc: bool,
+
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -89,6 +115,8 @@ pub struct Config {
     pub api_key: ApiKeySource,
     pub plugins: PathBuf,
     pub grants: PathBuf,
+    pub declarative_proxy: Option<DeclarativeProxyOptions>,
+    pub zero_length_digest_challenge: bool,
     pub max_connections: usize,
     pub log_format: LogFormat,
     pub log_level: String,
@@ -139,18 +167,16 @@ impl ServeOptions {
             (None, Some(_)) => bail!("intermediate: it needs ca, the authorities it leads to"),
             (None, None) => None,
         };
-        let api_key = match (options.api_key, options.api_key_file) {
-            (Some(_), Some(_)) => bail!("api-key: give either api-key or api-key-file"),
-            (Some(key), None) if key.trim().is_empty() => bail!("api-key: it is empty"),
-            (Some(key), None) => ApiKeySource::Given(key),
-            (None, Some(path)) => {
-                let key = read_text(&path, "api-key-file")?.trim().to_owned();
-                if key.is_empty() {
-                    bail!("api-key-file: {} is empty", path.display());
-                }
-                ApiKeySource::Given(key)
-            }
-            (None, None) => ApiKeySource::Kept(data.join("api-key")),
+        let api_key = match secret("api-key", options.api_key, options.api_key_file)? {
+            Some(key) => ApiKeySource::Given(key),
+            None => ApiKeySource::Kept(data.join("api-key")),
+        };
+        let send_hmac_key = secret("dm-send-hmac-key", options.dm_send_hmac_key, options.dm_send_hmac_key_file)?;
+        let receive_hmac_key = secret("dm-recv-hmac-key", options.dm_recv_hmac_key, options.dm_recv_hmac_key_file)?;
+        let declarative_proxy = match &options.dm {
+            Some(url) => Some(DeclarativeProxyOptions { url: http_url("dm", url)?, send_hmac_key, receive_hmac_key }),
+            None if send_hmac_key.is_some() || receive_hmac_key.is_some() => bail!("dm: the keys of declarative management need its address"),
+            None => None,
         };
         Ok(Config {
             listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
@@ -160,6 +186,8 @@ impl ServeOptions {
             api_key,
             plugins: options.plugins.unwrap_or_else(|| data.join("plugins")),
             grants: options.grants.unwrap_or_else(|| data.join("plugins.d")),
+            declarative_proxy,
+            zero_length_digest_challenge: options.ua_zl_dc,
             max_connections: match options.max_connections {
                 Some(0) => bail!("max-connections: at least 1"),
                 Some(connections) => connections,
@@ -180,17 +208,53 @@ impl ServeOptions {
             intermediate: self.intermediate.or(file.intermediate),
             cert_header: self.cert_header.or(file.cert_header),
             trusted_proxies: if self.trusted_proxies.is_empty() { file.trusted_proxies } else { self.trusted_proxies },
-            // One way of giving the key replaces the other, or a flag could not override a file.
-            api_key: if self.api_key_file.is_some() { self.api_key } else { self.api_key.or(file.api_key) },
-            api_key_file: self.api_key_file.or(file.api_key_file),
+            api_key: or_of_two(&self.api_key, &self.api_key_file, file.api_key),
+            api_key_file: or_of_two(&self.api_key_file, &self.api_key, file.api_key_file),
             plugins: self.plugins.or(file.plugins),
             grants: self.grants.or(file.grants),
+            dm: self.dm.or(file.dm),
+            dm_send_hmac_key: or_of_two(&self.dm_send_hmac_key, &self.dm_send_hmac_key_file, file.dm_send_hmac_key),
+            dm_send_hmac_key_file: or_of_two(&self.dm_send_hmac_key_file, &self.dm_send_hmac_key, file.dm_send_hmac_key_file),
+            dm_recv_hmac_key: or_of_two(&self.dm_recv_hmac_key, &self.dm_recv_hmac_key_file, file.dm_recv_hmac_key),
+            dm_recv_hmac_key_file: or_of_two(&self.dm_recv_hmac_key_file, &self.dm_recv_hmac_key, file.dm_recv_hmac_key_file),
+            ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
             config: self.config,
             max_connections: self.max_connections.or(file.max_connections),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),
         }
     }
+}
+
+/// One way of giving a secret replaces the other, or a flag could not override a file.
+fn or_of_two<T: Clone, U>(given: &Option<T>, other_way: &Option<U>, file: Option<T>) -> Option<T> {
+    given.clone().or(if other_way.is_some() { None } else { file })
+}
+
+/// A secret that can be given or stand in a file.
+fn secret(field: &str, given: Option<String>, path: Option<PathBuf>) -> anyhow::Result<Option<String>> {
+    match (given, path) {
+        (Some(_), Some(_)) => bail!("{field}: give either {field} or {field}-file"),
+        (Some(secret), None) if secret.trim().is_empty() => bail!("{field}: it is empty"),
+        (Some(secret), None) => Ok(Some(secret)),
+        (None, Some(path)) => {
+            let secret = read_text(&path, &format!("{field}-file"))?.trim().to_owned();
+            if secret.is_empty() {
+                bail!("{field}-file: {} is empty", path.display());
+            }
+            Ok(Some(secret))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// The text is not repeated: it may hold a password.
+fn http_url(field: &str, text: &str) -> anyhow::Result<Url> {
+    let url = Url::parse(text).with_context(|| format!("{field}: it is no URL"))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        bail!("{field}: write http://HOST/PATH/ or https://HOST/PATH/");
+    }
+    Ok(url)
 }
 
 fn read_text(path: &Path, field: &str) -> anyhow::Result<String> {
@@ -283,6 +347,9 @@ mod tests {
         assert!(with(|o| o.trusted_proxies = vec!["somewhere".to_owned()]).starts_with("trusted-proxy:"));
         assert!(with(|o| o.ca = Some(PathBuf::from("/nowhere/ca.pem"))).starts_with("ca:"));
         assert!(with(|o| o.api_key = Some(" ".to_owned())).starts_with("api-key:"));
+        assert!(with(|o| o.dm = Some("ftp://name:secret@host/".to_owned())).starts_with("dm:"));
+        assert!(!with(|o| o.dm = Some("name:secret@host".to_owned())).contains("secret"));
+        assert!(with(|o| o.dm_send_hmac_key = Some("key".to_owned())).starts_with("dm:"));
         assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
     }
 

@@ -8,6 +8,7 @@ pub mod clock;
 pub mod command;
 pub mod command_line;
 pub mod config;
+pub mod declarative_proxy;
 pub mod http;
 pub mod logging;
 pub mod observability;

@@ -20,12 +20,14 @@ use wasmdm_plugin_runtime::loading::{CompilerCommand, PluginHost, PluginHostOpti
 use wasmdm_protocol::certificate::TrustAnchors;
 use wasmdm_service::certificate_binding::CertificateBinding;
 use wasmdm_service::clock::Clock;
-use wasmdm_service::core::Core;
+use wasmdm_service::core::{Core, Options};
+use wasmdm_service::declarative_management::DeclarativeManagement;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::pusher::Pusher;
 use wasmdm_storage::{OpenOptions, Storage};
 
 use crate::config::{ApiKeySource, Config, IdentitySource};
+use crate::declarative_proxy::DeclarativeProxy;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::{Identity, Source};
@@ -99,7 +101,12 @@ impl RunningServer {
         .await
         .context("plugins")?;
         let pusher = pusher.unwrap_or_else(|| Arc::new(UnsentPush::new(storage.clone())));
-        let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy());
+        let declarative_management = match &config.declarative_proxy {
+            Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
+            None => None,
+        };
+        let options = Options { declarative_management, zero_length_digest_challenge: config.zero_length_digest_challenge };
+        let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy(), options);
         let app = Arc::new(App {
             service: Arc::new(CertificateBinding::new(storage.clone(), Arc::new(core))),
             storage: storage.clone(),

@@ -141,6 +141,8 @@ fn url_params(query: &str) -> Result<BTreeMap<String, String>, Refusal> {
 fn reply_response(reply: Reply) -> Response {
     let body = match reply {
         Reply::Empty => return StatusCode::OK.into_response(),
+        Reply::NoContent => return StatusCode::NO_CONTENT.into_response(),
+        Reply::Json(body) => return ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response(),
         Reply::Plist(body) | Reply::Command { body, .. } => body,
     };
     // A command goes out as it was queued; a binary one is not XML.

@@ -4,6 +4,7 @@
 
 mod alternating_builds;
 mod api;
+mod declarative_management;
 mod demo;
 mod devices;
 mod enrollment_baseline;

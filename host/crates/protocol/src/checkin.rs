@@ -253,6 +253,13 @@ fn read(fields: Fields<'_>) -> Result<CheckIn, CheckInError> {
     })
 }
 
+/// The answer to the first `UserAuthenticate`; an empty challenge asks for no proof.
+pub fn digest_challenge_document(challenge: &str) -> Bytes {
+    let mut answer = Dictionary::new();
+    answer.insert("DigestChallenge".into(), Value::String(challenge.to_owned()));
+    plist::to_xml(&Value::Dictionary(answer))
+}
+
 /// The answer to `GetBootstrapToken`. Without a token the answer is an empty body instead.
 ///
 /// ```

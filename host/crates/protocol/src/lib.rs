@@ -7,6 +7,7 @@ mod ber;
 pub mod certificate;
 pub mod checkin;
 pub mod command;
+pub mod declarative_management;
 pub mod enrollment;
 mod fields;
 pub mod json;

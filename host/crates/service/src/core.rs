@@ -3,8 +3,10 @@
 mod authenticate;
 mod bootstrap_token;
 mod check_out;
+mod declarative_management;
 mod report;
 mod token_update;
+mod user_authenticate;
 
 use std::sync::Arc;
 
@@ -14,10 +16,20 @@ use wasmdm_storage::Storage;
 
 use crate::Service;
 use crate::clock::Clock;
+use crate::declarative_management::DeclarativeManagement;
 use crate::enrollment_policy::EnrollmentPolicy;
 use crate::in_flight::InFlight;
 use crate::message::{DeviceRequest, Message};
 use crate::reply::{Refusal, Reply};
+
+/// What a server may be set up with, or not.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Who answers declarative management; without it, 404 (and a status report is taken and dropped).
+    pub declarative_management: Option<Arc<dyn DeclarativeManagement>>,
+    /// Users of Macs are managed, without a proof of who they are; otherwise they are declined.
+    pub zero_length_digest_challenge: bool,
+}
 
 /// The innermost service.
 #[derive(Debug)]
@@ -26,12 +38,13 @@ pub struct Core {
     clock: Arc<dyn Clock>,
     policy: Arc<dyn EnrollmentPolicy>,
     in_flight: InFlight,
+    options: Options,
 }
 
 impl Core {
     /// A service over `storage` that asks `policy` before it stores an Authenticate.
-    pub fn new(storage: Storage, clock: Arc<dyn Clock>, policy: Arc<dyn EnrollmentPolicy>) -> Self {
-        Self { storage, clock, policy, in_flight: InFlight::default() }
+    pub fn new(storage: Storage, clock: Arc<dyn Clock>, policy: Arc<dyn EnrollmentPolicy>, options: Options) -> Self {
+        Self { storage, clock, policy, in_flight: InFlight::default(), options }
     }
 
     async fn check_in(&self, request: DeviceRequest, message: CheckInMessage) -> Result<Reply, Refusal> {
@@ -41,12 +54,8 @@ impl Core {
             CheckIn::CheckOut => self.check_out(request, message).await,
             CheckIn::SetBootstrapToken(token) => self.set_bootstrap_token(request, message, token).await,
             CheckIn::GetBootstrapToken => self.bootstrap_token(request, message).await,
-            // Nobody manages directory users yet, and 410 says just that ("do not manage this user").
-            CheckIn::UserAuthenticate(_) => Err(Refusal::Declined),
-            CheckIn::DeclarativeManagement(endpoint) if endpoint.endpoint == "status" => Ok(Reply::Empty),
-            CheckIn::DeclarativeManagement(endpoint) => {
-                Err(Refusal::NotFound { reason: format!("declarative management is not served: `{}`", endpoint.endpoint.escape_default()) })
-            }
+            CheckIn::UserAuthenticate(user) => self.user_authenticate(request, message, user).await,
+            CheckIn::DeclarativeManagement(asked) => self.declarative_management(request, message, asked).await,
             CheckIn::GetToken(token) => {
                 Err(Refusal::bad_request(format!("TokenServiceType: nobody serves `{}`", token.service_type.escape_default())))
             }

@@ -6,6 +6,7 @@
 pub mod certificate_binding;
 pub mod clock;
 pub mod core;
+pub mod declarative_management;
 pub mod enrollment_policy;
 pub mod in_flight;
 pub mod message;

@@ -8,13 +8,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use wasmdm_storage::StorageError;
 
-/// A good answer; always status 200.
+/// A good answer: status 200, but for [`Reply::NoContent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// Nothing to say: a body of zero length.
     Empty,
     /// An XML property list.
     Plist(Bytes),
+    /// JSON of declarative management.
+    Json(Bytes),
+    /// 204, of declarative management only.
+    NoContent,
     /// The next command, to the byte as it was queued.
     Command {
         /// For the log.

@@ -12,7 +12,7 @@ use wasmdm_protocol::report::Report;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::Service as _;
 use wasmdm_service::certificate_binding::CertificateBinding;
-use wasmdm_service::core::Core;
+use wasmdm_service::core::{Core, Options};
 use wasmdm_service::enrollment_policy::{Candidate, EnrollmentPolicy, PolicyAnswer, Verdict};
 use wasmdm_service::message::{DeviceRequest, Message};
 use wasmdm_service::reply::{Refusal, Reply};
@@ -36,7 +36,7 @@ impl Stage {
         let url = format!("sqlite://{}", home.path().join("test.sqlite").display());
         let storage = Storage::open(OpenOptions { url, now: wasmdm_service::clock::Clock::now(&clock) }).await.unwrap();
         let policy = Arc::new(ScriptedPolicy::default());
-        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>);
+        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>, Options::default());
         let service = CertificateBinding::new(storage.clone(), Arc::new(core));
         Self { storage, clock, policy, authority: Authority::new(1).unwrap(), service, _home: home }
     }

@@ -1,0 +1,137 @@
+//! Where declarative management asks.
+//!
+//! An `Endpoint` is a device's words. It names a place under the address that an operator gave, and must not be able to name another:
+//! neither another host nor a place above.
+
+use std::fmt::Write as _;
+
+/// Far more than Apple's endpoints have (`declaration/<kind>/<identifier>`).
+const MAX_SEGMENTS: usize = 16;
+
+/// A path that can be put behind a base URL as it is: percent-encoded, relative, and without steps upwards.
+///
+/// ```
+/// use wasmdm_protocol::declarative_management::EndpointPath;
+/// let path = EndpointPath::parse("declaration/configuration/com.example passcode")?;
+/// assert_eq!(path.as_str(), "declaration/configuration/com.example%20passcode");
+/// assert!(EndpointPath::parse("//elsewhere.example/tokens").is_err());
+/// # Ok::<(), wasmdm_protocol::declarative_management::EndpointError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointPath(String);
+
+/// Why an `Endpoint` is no path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Endpoint: {0}")]
+pub struct EndpointError(&'static str);
+
+impl EndpointPath {
+    /// Reads an `Endpoint`. What is percent-encoded already stays so.
+    pub fn parse(endpoint: &str) -> Result<Self, EndpointError> {
+        let mut path = String::with_capacity(endpoint.len());
+        for (place, segment) in endpoint.split('/').enumerate() {
+            if place >= MAX_SEGMENTS {
+                return Err(EndpointError("it has too many parts"));
+            }
+            if place == 0 {
+                // A colon would make a scheme of it.
+                if !segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+                    return Err(EndpointError("its first part is no name"));
+                }
+            } else {
+                path.push('/');
+            }
+            push_segment(&mut path, segment)?;
+        }
+        Ok(Self(path))
+    }
+
+    /// `tokens`, `declaration/configuration/ID`, …
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+fn push_segment(path: &mut String, segment: &str) -> Result<(), EndpointError> {
+    if segment.is_empty() {
+        return Err(EndpointError("one of its parts is empty"));
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte == b'%'
+            && let Some((digits, after)) = after.split_at_checked(2)
+            && let Some(value) = hex_pair(digits)
+        {
+            rest = after;
+            decoded.push(value);
+            // Writing to a string does not fail.
+            let _ = write!(path, "%{value:02X}");
+        } else if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
+            decoded.push(byte);
+            path.push(char::from(byte));
+        } else {
+            decoded.push(byte);
+            let _ = write!(path, "%{byte:02X}");
+        }
+    }
+    if decoded.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b'/' | b'\\')) {
+        return Err(EndpointError("one of its parts has a slash or a control character within"));
+    }
+    if matches!(decoded.as_slice(), b"." | b"..") {
+        return Err(EndpointError("it leads upwards"));
+    }
+    Ok(())
+}
+
+fn hex_pair(digits: &[u8]) -> Option<u8> {
+    let text = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    u8::from_str_radix(text, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn apples_endpoints_stay_as_they_are() {
+        for endpoint in ["tokens", "declaration-items", "status", "declaration/activation/com.example.a_b-c:1"] {
+            assert_eq!(EndpointPath::parse(endpoint).unwrap().as_str(), endpoint);
+        }
+    }
+
+    #[test]
+    fn what_a_path_cannot_hold_is_encoded_once() {
+        let path = |text: &str| EndpointPath::parse(text).unwrap().as_str().to_owned();
+        assert_eq!(path("declaration/asset/a?b#c d%zz"), "declaration/asset/a%3Fb%23c%20d%25zz");
+        assert_eq!(path("declaration/asset/a%20b"), "declaration/asset/a%20b");
+        assert_eq!(path("declaration/asset/ü"), "declaration/asset/%C3%BC");
+    }
+
+    #[test]
+    fn no_endpoint_leads_to_another_host_or_upwards() {
+        for endpoint in [
+            "",
+            "/tokens",
+            "//elsewhere.example/tokens",
+            "http://elsewhere.example/",
+            "http:elsewhere",
+            "..",
+            "../admin",
+            "declaration/../../admin",
+            "declaration/%2e%2E/admin",
+            "declaration/.%2e/admin",
+            "declaration/asset/a%2Fb",
+            "declaration/asset/..\\admin",
+            "declaration/asset/a%5c..",
+            "declaration/asset/a\r\nHost: elsewhere",
+            "declaration//a",
+            "tokens/",
+            "\\\\elsewhere\\tokens",
+            "a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q",
+        ] {
+            assert!(EndpointPath::parse(endpoint).is_err(), "{endpoint:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Declarative management is handed to another server, whose words are not trusted.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Response, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use wasmdm_simulator::{Authority, Connection, Device, Target};
+
+use crate::process::Home;
+
+/// What the other server was asked: method, path, headers, body.
+type Asked = Arc<Mutex<Vec<(String, String, HeaderMap, Vec<u8>)>>>;
+
+fn signature(key: &str, body: &[u8]) -> String {
+    STANDARD.encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()), body))
+}
+
+/// Answers by the last part of the path: a status code, or something odd.
+async fn answer(State(asked): State<Asked>, request: Request) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
+    let path = head.uri.path().to_owned();
+    asked.lock().unwrap().push((head.method.to_string(), head.uri.to_string(), head.headers, body));
+    let document = b"{\"Declarations\":{}}".to_vec();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    let status = last.parse().ok().and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::OK);
+    let document = match last {
+        "long" => vec![b' '; 9 << 20],
+        _ if status == StatusCode::NO_CONTENT => Vec::new(),
+        _ => document,
+    };
+    if last == "slow" {
+        std::future::pending::<()>().await;
+    }
+    let key = if last == "forged" { "another" } else { "theirs" };
+    let mut response = Response::builder().status(status);
+    if last != "unsigned" {
+        response = response.header("X-Hmac-Signature", signature(key, &document));
+    }
+    response.body(Body::from(document)).unwrap()
+}
+
+async fn other_server() -> (String, Asked) {
+    let asked = Asked::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/ddm/", listener.local_addr().unwrap());
+    let router = Router::new().fallback(answer).with_state(Arc::clone(&asked));
+    tokio_util::task::TaskTracker::new().spawn(async move { axum::serve(listener, router).await });
+    (url, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
+    let (url, asked) = other_server().await;
+    let authority = Authority::new(61).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &url, "--dm-send-hmac-key", "ours", "--dm-recv-hmac-key", "theirs"]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+
+    let message = device.declarative_management("declaration/configuration/com.example.a b", None).unwrap();
+    let document = device.send(&mut connection, message).await.unwrap();
+    assert_eq!((document.status, &document.body[..]), (StatusCode::OK, &b"{\"Declarations\":{}}"[..]));
+    assert_eq!(document.headers["content-type"], "application/json");
+    let status = device.declarative_management("status", Some(b"{\"StatusItems\":{}}")).unwrap();
+    assert_eq!(device.send(&mut connection, status).await.unwrap().status, StatusCode::OK);
+    {
+        let asked = asked.lock().unwrap();
+        let (method, uri, headers, body) = &asked[0];
+        assert_eq!((method.as_str(), uri.as_str(), body.len()), ("GET", "/ddm/declaration/configuration/com.example.a%20b", 0));
+        assert_eq!(headers["x-enrollment-id"], device.id().as_str());
+        assert_eq!(headers["x-enrollment-type"], "Device");
+        assert!(!headers.contains_key("x-enrollment-parentid") && !headers.contains_key("mdm-signature"));
+        assert_eq!(headers["x-hmac-signature"], signature("ours", b"").as_str(), "an empty body is signed too");
+        let (method, uri, headers, body) = &asked[1];
+        assert_eq!((method.as_str(), uri.as_str(), body.as_slice()), ("PUT", "/ddm/status", &b"{\"StatusItems\":{}}"[..]));
+        assert_eq!(headers["content-type"], "application/json");
+        assert_eq!(headers["x-hmac-signature"], signature("ours", body).as_str());
+    }
+    for (endpoint, expected) in [
+        ("declaration/asset/204", 204),
+        ("declaration/asset/404", 404),
+        ("declaration/asset/400", 400),
+        ("declaration/asset/401", 503),
+        ("declaration/asset/302", 503),
+        ("declaration/asset/500", 503),
+        ("declaration/asset/forged", 503),
+        ("declaration/asset/unsigned", 503),
+        ("declaration/asset/long", 503),
+    ] {
+        let message = device.declarative_management(endpoint, None).unwrap();
+        let answer = device.send(&mut connection, message).await.unwrap();
+        assert_eq!(answer.status.as_u16(), expected, "{endpoint}");
+        assert!(expected != 503 || answer.headers.contains_key("retry-after"), "{endpoint}");
+        assert!(expected != 204 || answer.body.is_empty());
+    }
+}
+
+/// In NanoMDM an enrolled device can make the server fetch any URL: an absolute `Endpoint` replaces the configured one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_leads_elsewhere_is_refused_and_asked_of_nobody() {
+    let (url, asked) = other_server().await;
+    let (elsewhere, asked_elsewhere) = other_server().await;
+    let authority = Authority::new(62).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let without_scheme = elsewhere.trim_start_matches("http:").to_owned();
+    for endpoint in [elsewhere.as_str(), &without_scheme, "../admin", "declaration/%2e%2e/%2e%2e/admin", "/admin", "tokens?x=1/../.."] {
+        let message = device.declarative_management(endpoint, None).unwrap();
+        let answer = device.send(&mut connection, message).await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{endpoint}");
+    }
+    // Who is not enrolled asks nothing either.
+    let mut stranger = Device::new(&authority, 2).unwrap();
+    let message = stranger.declarative_management("tokens", None).unwrap();
+    assert_eq!(stranger.send(&mut connection, message).await.unwrap().status, StatusCode::BAD_REQUEST);
+    assert!(asked.lock().unwrap().is_empty());
+    assert!(asked_elsewhere.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_other_server_is_away_or_silent_devices_are_asked_to_come_again_and_others_are_served() {
+    let (url, _asked) = other_server().await;
+    let authority = Authority::new(63).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let mut other_connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut other = Device::new(&authority, 2).unwrap();
+    other.enroll(&mut other_connection).await.unwrap();
+    let silent = device.declarative_management("declaration/asset/slow", None).unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(30), device.send(&mut connection, silent));
+    let idle = other.idle().unwrap();
+    let (waited, polled) = tokio::join!(waiting, other.send(&mut other_connection, idle));
+    assert_eq!(polled.unwrap().status, StatusCode::OK);
+    assert_eq!(waited.expect("it is given up within 30 s").unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
+
+    let nobody = {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        format!("http://{}/", listener.local_addr().unwrap())
+    };
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &nobody]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    device.enroll(&mut connection).await.unwrap();
+    let message = device.declarative_management("tokens", None).unwrap();
+    let answer = device.send(&mut connection, message).await.unwrap();
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(!server.log().iter().any(|line| line.contains("panicked")));
+}
+
+/// Users of Macs: declined by default, managed without a proof where the operator says so (edge case 33).
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_declined_or_get_a_challenge_of_no_length() {
+    let authority = Authority::new(64).unwrap();
+    for (flags, first, body) in [(&[][..], StatusCode::GONE, ""), (&["--ua-zl-dc"][..], StatusCode::OK, "<key>DigestChallenge</key>")] {
+        let home = Home::new(&authority.root_pem()).with(flags);
+        let server = home.start();
+        let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+        let mut device = Device::new(&authority, 1).unwrap();
+        device.enroll(&mut connection).await.unwrap();
+        let options = wasmdm_simulator::DeviceOptions { kind: Some(wasmdm_protocol::enrollment::EnrollmentKind::User), ..Default::default() };
+        let mut user = Device::with_options(&authority, 1, options).unwrap();
+        user.replace_identity(device.identity.clone());
+        let message = user.user_authenticate(None).unwrap();
+        let answer = user.send(&mut connection, message).await.unwrap();
+        assert_eq!(answer.status, first);
+        assert!(String::from_utf8_lossy(&answer.body).contains(body), "{answer:?}");
+        let message = user.user_authenticate(Some("digest")).unwrap();
+        let answer = user.send(&mut connection, message).await.unwrap();
+        assert_eq!((answer.status, answer.body.len()), (StatusCode::OK, 0));
+    }
+}
