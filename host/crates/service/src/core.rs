@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use wasmdm_protocol::checkin::{CheckIn, CheckInMessage};
 use wasmdm_storage::Storage;
+use wasmdm_storage::events::CheckInHeard;
 
 use crate::Service;
 use crate::clock::Clock;
@@ -48,6 +49,24 @@ impl Core {
     }
 
     async fn check_in(&self, request: DeviceRequest, message: CheckInMessage) -> Result<Reply, Refusal> {
+        match &message.check_in {
+            // Their events commit with what they change.
+            CheckIn::Authenticate(_) | CheckIn::TokenUpdate(_) | CheckIn::CheckOut | CheckIn::SetBootstrapToken(_) => {}
+            CheckIn::UserAuthenticate(_)
+            | CheckIn::GetBootstrapToken
+            | CheckIn::DeclarativeManagement(_)
+            | CheckIn::GetToken(_)
+            | CheckIn::ReturnToService => {
+                let heard = CheckInHeard {
+                    tenant: request.tenant.clone(),
+                    enrollment: message.enrollment.clone(),
+                    topic: format!("checkin.{}", message.check_in.message_type()),
+                    document: message.document.clone(),
+                    now: self.clock.now(),
+                };
+                self.storage.check_in_heard(heard).await?;
+            }
+        }
         match message.check_in.clone() {
             CheckIn::Authenticate(authenticate) => self.authenticate(request, message, authenticate).await,
             CheckIn::TokenUpdate(update) => self.token_update(request, message, update).await,

@@ -7,11 +7,12 @@ use crate::certificate_bindings::hex;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
 use crate::sql::{Columns, Db, args};
-use crate::writer::Tx;
+use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, sql, tenant};
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
-use wasmdm_protocol::enrollment::{EnrollmentId, EnrollmentKind, TenantId};
+use std::sync::Arc;
+use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::json::to_redacted_json;
 use wasmdm_protocol::time::Timestamp;
 
@@ -107,6 +108,21 @@ pub(crate) struct Cause {
 
 /// Beyond so many plugin effects in a row an event is delivered to nobody: somebody runs in a circle.
 const MAX_HOPS: u32 = 8;
+
+/// A check-in that changes nothing in the database.
+#[derive(Debug, Clone)]
+pub struct CheckInHeard {
+    /// Whose device it is.
+    pub tenant: TenantId,
+    /// Who sent it.
+    pub enrollment: Enrollment,
+    /// `checkin.GetToken`
+    pub topic: String,
+    /// Parsed.
+    pub document: wasmdm_protocol::plist::Value,
+    /// When it arrived.
+    pub now: Timestamp,
+}
 
 /// What happened.
 pub(crate) struct Happened<'a> {
@@ -283,6 +299,26 @@ impl Storage {
     /// By id over the whole server: ids are unique.
     pub async fn enrollment(&self, id: &EnrollmentId) -> Result<Option<EnrollmentRecord>, StorageError> {
         Ok(self.records(SELECT_RECORD, args![id.as_str()]).await?.pop())
+    }
+
+    /// Tells whoever wants it of a check-in that changes nothing here: the raw event `checkin.…`. Without a subscriber nothing is written.
+    /// A user who has no channel yet speaks for the device.
+    pub async fn check_in_heard(&self, heard: CheckInHeard) -> Result<(), StorageError> {
+        let wanted = |line: &Subscribed| matches_any(&line.subscription, &heard.topic, None);
+        if self.inner.memory.subscribed(&heard.tenant, wanted).is_empty() {
+            return Ok(());
+        }
+        let heard = Arc::new(heard);
+        self.write(Class::Answer, move |tx| {
+            let heard = Arc::clone(&heard);
+            Box::pin(async move {
+                let CheckInHeard { tenant, enrollment, topic, document, now } = &*heard;
+                let who = if record(tx, &enrollment.id).await?.is_some() { &enrollment.id } else { enrollment.device() };
+                emit_check_in(tx, tenant, who, topic, *now, || redacted(document)).await?;
+                Ok(Outcome::Commit(()))
+            })
+        })
+        .await
     }
 
     pub(crate) async fn records(&self, sql: &'static str, args: sql::Args) -> Result<Vec<EnrollmentRecord>, StorageError> {

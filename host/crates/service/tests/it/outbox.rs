@@ -13,7 +13,7 @@ use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::subscriber::{Delivered, Subscriber};
-use wasmdm_storage::outbox::{Claim, Delivery, Lease, Subscription};
+use wasmdm_storage::outbox::{Claim, Completion, Delivery, Lease, Subscription};
 use wasmdm_testkit::push::RecordingPusher;
 
 use crate::stage::Stage;
@@ -162,4 +162,41 @@ async fn what_was_waiting_when_a_process_died_is_delivered_by_the_next() {
     assert_eq!(running.next().await.0, "enrollment.enrolling");
     assert_eq!(running.next().await.0, "enrollment.enrolled");
     running.stop().await;
+}
+
+/// What changes nothing here is an event all the same.
+#[tokio::test]
+async fn every_kind_of_check_in_is_an_event_for_whoever_wants_it() {
+    let stage = Stage::new().await;
+    let mut device = stage.device(1);
+    stage.enroll(&device).await;
+    let subscription = Subscription { interface: "event-sink".to_owned(), topics: vec!["checkin.*".to_owned()], include_self: false };
+    stage.storage.set_subscriptions(&TenantId::default(), "test:one", vec![subscription], stage.clock.now()).await.unwrap();
+    device.awaiting_configuration = None;
+    let messages = [
+        device.get_bootstrap_token(),
+        device.declarative_management("tokens", None),
+        device.get_token("com.example.unknown"),
+        device.return_to_service(),
+        device.set_bootstrap_token(Some(b"secret")),
+        device.token_update(),
+        device.check_out(),
+    ];
+    for message in messages {
+        // Some are refused, as nobody serves them; they were heard.
+        drop(stage.send(&device, message.unwrap()).await);
+    }
+    let (owner, lease, now) = ("worker".to_owned(), Duration::from_secs(60), stage.clock.now());
+    let claim = Claim { owner, limit: 10, share: 10, shares: HashMap::new(), lease, now };
+    let leases = stage.storage.claim(claim).await.unwrap();
+    let mut topics = Vec::new();
+    while let Some(delivery) = stage.storage.next_delivery(&leases[0], now).await.unwrap() {
+        assert_eq!(delivery.event.who.as_ref().unwrap().id.as_str(), device.id());
+        assert_eq!(format!("checkin.{}", delivery.event.data["message"]["MessageType"].as_str().unwrap()), delivery.event.topic);
+        topics.push(delivery.event.topic.clone());
+        let done = Completion::Done { effects: None, by: serde_json::json!({}) };
+        stage.storage.complete(&leases[0], &delivery, done, now).await.unwrap();
+    }
+    let expected = ["GetBootstrapToken", "DeclarativeManagement", "GetToken", "ReturnToService", "SetBootstrapToken", "TokenUpdate", "CheckOut"];
+    assert_eq!(topics, expected.map(|name| format!("checkin.{name}")));
 }
