@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::logging::LogFormat;
+use crate::webhook::{self, WebhookOptions};
 
 /// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -86,6 +87,28 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_UA_ZL_DC")]
     pub ua_zl_dc: bool,
 
+    /// Tell this address of every message of a device, with NanoMDM's JSON, until it answers 2xx; repeatable
+    #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", value_delimiter = ',', hide_env_values = true)]
+    #[serde(rename = "webhook-url")]
+    pub webhook_urls: Vec<String>,
+
+    /// Sign what --webhook-url is told with an HMAC of this key (X-Hmac-Signature); better --webhook-hmac-key-file
+    #[arg(long, env = "WASMDM_WEBHOOK_HMAC_KEY", value_name = "KEY", hide_env_values = true)]
+    pub webhook_hmac_key: Option<String>,
+
+    /// File that holds that key
+    #[arg(long, env = "WASMDM_WEBHOOK_HMAC_KEY_FILE", value_name = "FILE")]
+    pub webhook_hmac_key_file: Option<PathBuf>,
+
+    /// Tell only of these topics: mdm.Authenticate, mdm.TokenUpdate, …, mdm.Connect, mdm.Connect:Acknowledged, …; repeatable [default: all]
+    #[arg(long = "webhook-topic", env = "WASMDM_WEBHOOK_TOPIC", value_name = "TOPIC", value_delimiter = ',')]
+    #[serde(rename = "webhook-topic")]
+    pub webhook_topics: Vec<String>,
+
+    /// Tell --webhook-url the messages to the byte, with push tokens, unlock tokens and recovery keys, as NanoMDM does
+    #[arg(long, env = "WASMDM_WEBHOOK_SECRETS")]
+    pub webhook_secrets: bool,
+
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -116,6 +139,7 @@ pub struct Config {
     pub plugins: PathBuf,
     pub grants: PathBuf,
     pub declarative_proxy: Option<DeclarativeProxyOptions>,
+    pub webhooks: WebhookOptions,
     pub zero_length_digest_challenge: bool,
     pub max_connections: usize,
     pub log_format: LogFormat,
@@ -178,6 +202,18 @@ impl ServeOptions {
             None if send_hmac_key.is_some() || receive_hmac_key.is_some() => bail!("dm: the keys of declarative management need its address"),
             None => None,
         };
+        let webhooks = WebhookOptions {
+            urls: options.webhook_urls.iter().map(|url| http_url("webhook-url", url)).collect::<anyhow::Result<_>>()?,
+            hmac_key: secret("webhook-hmac-key", options.webhook_hmac_key, options.webhook_hmac_key_file)?,
+            topics: options.webhook_topics,
+            with_secrets: options.webhook_secrets,
+        };
+        if let Some(unknown) = webhooks.topics.iter().find(|topic| !webhook::is_topic(topic)) {
+            bail!("webhook-topic: there is no `{unknown}`: write for instance mdm.TokenUpdate, mdm.Connect or mdm.Connect:Error");
+        }
+        if webhooks.urls.is_empty() && (webhooks.hmac_key.is_some() || webhooks.with_secrets || !webhooks.topics.is_empty()) {
+            bail!("webhook-url: the other values of the webhook need its address");
+        }
         Ok(Config {
             listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
             database: database_url(options.database.as_deref().unwrap_or("sqlite"), &data)?,
@@ -187,6 +223,7 @@ impl ServeOptions {
             plugins: options.plugins.unwrap_or_else(|| data.join("plugins")),
             grants: options.grants.unwrap_or_else(|| data.join("plugins.d")),
             declarative_proxy,
+            webhooks,
             zero_length_digest_challenge: options.ua_zl_dc,
             max_connections: match options.max_connections {
                 Some(0) => bail!("max-connections: at least 1"),
@@ -217,6 +254,11 @@ impl ServeOptions {
             dm_send_hmac_key_file: or_of_two(&self.dm_send_hmac_key_file, &self.dm_send_hmac_key, file.dm_send_hmac_key_file),
             dm_recv_hmac_key: or_of_two(&self.dm_recv_hmac_key, &self.dm_recv_hmac_key_file, file.dm_recv_hmac_key),
             dm_recv_hmac_key_file: or_of_two(&self.dm_recv_hmac_key_file, &self.dm_recv_hmac_key, file.dm_recv_hmac_key_file),
+            webhook_urls: if self.webhook_urls.is_empty() { file.webhook_urls } else { self.webhook_urls },
+            webhook_hmac_key: or_of_two(&self.webhook_hmac_key, &self.webhook_hmac_key_file, file.webhook_hmac_key),
+            webhook_hmac_key_file: or_of_two(&self.webhook_hmac_key_file, &self.webhook_hmac_key, file.webhook_hmac_key_file),
+            webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
+            webhook_secrets: self.webhook_secrets || file.webhook_secrets,
             ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
             config: self.config,
             max_connections: self.max_connections.or(file.max_connections),
@@ -350,6 +392,13 @@ mod tests {
         assert!(with(|o| o.dm = Some("ftp://name:secret@host/".to_owned())).starts_with("dm:"));
         assert!(!with(|o| o.dm = Some("name:secret@host".to_owned())).contains("secret"));
         assert!(with(|o| o.dm_send_hmac_key = Some("key".to_owned())).starts_with("dm:"));
+        assert!(with(|o| o.webhook_urls = vec!["http:".to_owned()]).starts_with("webhook-url:"));
+        assert!(with(|o| o.webhook_secrets = true).starts_with("webhook-url:"));
+        let unknown_topic = |o: &mut ServeOptions| {
+            o.webhook_urls = vec!["http://127.0.0.1/".to_owned()];
+            o.webhook_topics = vec!["mdm.Everything".to_owned()];
+        };
+        assert!(with(unknown_topic).starts_with("webhook-topic:"));
         assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
     }
 

@@ -13,6 +13,7 @@ pub mod http;
 pub mod logging;
 pub mod observability;
 pub mod unsent_push;
+pub mod webhook;
 pub mod wiring;
 
 /// The version that the server reports.

@@ -34,6 +34,7 @@ use crate::http::identity::{Identity, Source};
 use crate::http::{self, App};
 use crate::observability;
 use crate::unsent_push::UnsentPush;
+use crate::webhook::{self, Webhooks};
 
 /// How long a stopping server waits for what is in flight.
 const GRACE: Duration = Duration::from_secs(25);
@@ -118,11 +119,13 @@ impl RunningServer {
             budget: BodyBudget::new(tracker.clone()),
             metrics: metrics.clone(),
         });
+        let webhooks = Webhooks::new(&config.webhooks)?;
+        webhooks.subscribe(&storage, &config.webhooks, clock.now()).await.context("webhook-url")?;
         let outbox = Outbox::new(
             storage.clone(),
             Arc::clone(&clock),
             pusher,
-            vec![("plugin:", plugins.subscriber())],
+            vec![("plugin:", plugins.subscriber()), (webhook::PREFIX, Arc::new(webhooks))],
             format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
             Arc::new(jitter),
         );

@@ -16,3 +16,4 @@ mod nanomdm;
 mod plugins;
 mod process;
 mod quickstart;
+mod webhook;

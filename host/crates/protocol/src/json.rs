@@ -53,6 +53,30 @@ pub fn is_secret_key(key: &str) -> bool {
     SECRET_KEYS.binary_search(&key).is_ok()
 }
 
+/// The document with every secret replaced by an empty value of its type, so that whoever reads it still finds what it expects.
+pub fn without_secrets(document: &Value) -> Value {
+    match document {
+        Value::Dictionary(entries) => {
+            let mut kept = Dictionary::new();
+            for (key, value) in entries {
+                kept.insert(key.clone(), if is_secret_key(key) { emptied(value) } else { without_secrets(value) });
+            }
+            Value::Dictionary(kept)
+        }
+        Value::Array(values) => Value::Array(values.iter().map(without_secrets).collect()),
+        other => other.clone(),
+    }
+}
+
+fn emptied(secret: &Value) -> Value {
+    match secret {
+        Value::Data(_) => Value::Data(Vec::new()),
+        Value::Dictionary(_) => Value::Dictionary(Dictionary::new()),
+        Value::Array(_) => Value::Array(Vec::new()),
+        _ => Value::String(String::new()),
+    }
+}
+
 /// The forms that stand for something else than a dictionary.
 const FORMS: [&str; 6] = ["$data", "$date", "$dictionary", "$integer", "$real", "$redacted"];
 /// Integers up to this size are exact in every reader of JSON.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use wasmdm_protocol::checkin::{CheckIn, CheckInMessage};
 use wasmdm_storage::Storage;
+use wasmdm_storage::device_messages::DeviceMessage;
 use wasmdm_storage::events::CheckInHeard;
 
 use crate::Service;
@@ -32,8 +33,8 @@ pub struct Options {
     pub zero_length_digest_challenge: bool,
 }
 
-/// The innermost service.
-#[derive(Debug)]
+/// The innermost service. Clones share all state.
+#[derive(Debug, Clone)]
 pub struct Core {
     storage: Storage,
     clock: Arc<dyn Clock>,
@@ -83,14 +84,55 @@ impl Core {
     }
 }
 
+impl Core {
+    async fn answer(&self, request: DeviceRequest, message: Message) -> Result<Reply, Refusal> {
+        match message {
+            Message::CheckIn(message) => self.check_in(request, *message).await,
+            Message::Report(report) => self.report(request, *report).await,
+            Message::Malformed(report) => self.malformed_report(request, *report).await,
+        }
+    }
+}
+
 impl Service for Core {
     fn handle(&self, request: DeviceRequest, message: Message) -> BoxFuture<'_, Result<Reply, Refusal>> {
         Box::pin(async move {
-            match message {
-                Message::CheckIn(message) => self.check_in(request, *message).await,
-                Message::Report(report) => self.report(request, *report).await,
-                Message::Malformed(report) => self.malformed_report(request, *report).await,
+            if !self.storage.wants_messages(&request.tenant) {
+                return self.answer(request, message).await;
+            }
+            match device_message(&request, &message) {
+                Some(heard) => {
+                    let core = Self { storage: self.storage.on_behalf_of(heard), ..self.clone() };
+                    core.answer(request, message).await
+                }
+                None => self.answer(request, message).await,
             }
         })
+    }
+}
+
+/// What receivers of messages hear of; a malformed one says nothing that could be believed.
+fn device_message(request: &DeviceRequest, message: &Message) -> Option<DeviceMessage> {
+    let url_params = request.url_params.clone();
+    match message {
+        Message::CheckIn(check_in) => Some(DeviceMessage {
+            enrollment: check_in.enrollment.clone(),
+            message_type: check_in.check_in.message_type(),
+            status: None,
+            command_uuid: None,
+            document: check_in.document.clone(),
+            raw: check_in.raw.clone(),
+            url_params,
+        }),
+        Message::Report(report) => Some(DeviceMessage {
+            enrollment: report.enrollment.clone(),
+            message_type: "Connect",
+            status: Some(report.status.as_str().to_owned()),
+            command_uuid: report.command_uuid.clone(),
+            document: report.document.clone(),
+            raw: report.raw.clone(),
+            url_params,
+        }),
+        Message::Malformed(_) => None,
     }
 }

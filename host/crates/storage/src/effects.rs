@@ -3,7 +3,7 @@
 //! [`check`] comes first and writes nothing of the plugin's; only when all that it read still holds does [`apply`] write. So a conflict
 //! never has to be rolled back.
 
-use crate::commands::{CommandOptions, EnqueueOutcome, Queueing, cancel, is_cancellable, is_reused, queue};
+use crate::commands::{CommandOptions, EnqueueOutcome, Queueing, cancel, is_cancellable, is_key_used, is_reused, queue};
 use crate::enrollments::{add_tag, is_known, is_quarantined, release, remove_tag};
 use crate::events::Cause;
 use crate::plugin_key_values::{DELETE_PAIR, add_usage, clear_expired, size, usage};
@@ -234,7 +234,14 @@ async fn reject(tx: &mut Tx, effects: &PluginEffects, now: Timestamp) -> Result<
         }
     }
     let mut bodies: HashMap<&str, &Bytes> = HashMap::new();
-    for PluginCommand { command, .. } in &effects.commands {
+    let origin = format!("plugin:{}", effects.plugin);
+    for PluginCommand { command, target, options, .. } in &effects.commands {
+        // A call that ran beside this one may have queued another body under the same key: that one stands, and this is not queued.
+        if let Some(key) = &options.idempotency_key
+            && is_key_used(tx, &effects.tenant, &origin, target, key).await?
+        {
+            continue;
+        }
         let same = bodies.insert(&command.uuid, &command.raw).is_none_or(|first| *first == command.raw);
         if !same || is_reused(tx, &effects.tenant, command).await? {
             return rejected(format!("the CommandUUID {} was used for another command", command.uuid));

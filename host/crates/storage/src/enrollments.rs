@@ -3,6 +3,7 @@
 use crate::audit::{self, AuditRow};
 use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
 use crate::commands::{clear_queue, forget_idempotency_keys};
+use crate::device_messages::heard;
 use crate::effects::{self, Applied, DecisionEffects};
 use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
@@ -425,6 +426,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     let happened = Happened { tenant, topic: "enrollment.enrolling", request_type: None, at: *now, who: Some(id), cause: &Cause::default() };
     emit(tx, happened, || json!({ "message": redacted(&message.document), "re_enrolling": re_enrolling, "decisions": message.decisions })).await?;
     emit_check_in(tx, tenant, id, "checkin.Authenticate", *now, || redacted(&message.document)).await?;
+    heard(tx, tenant, id, None, *now).await?;
     Ok(Applied::Done(Authenticated::Stored { re_enrolling }))
 }
 
@@ -518,6 +520,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         emit(tx, happened("configuration.awaiting"), data).await?;
     }
     emit(tx, happened("checkin.TokenUpdate"), data).await?;
+    heard(tx, tenant, id, Some(tally), *now).await?;
     Ok(TokenUpdated::Stored { tally })
 }
 
@@ -543,6 +546,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     let happened = Happened { tenant, topic: "enrollment.checked-out", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
     emit(tx, happened, || json!({ "message": message() })).await?;
     emit_check_in(tx, tenant, id, "checkin.CheckOut", now, message).await?;
+    heard(tx, tenant, id, None, now).await?;
     Ok(true)
 }
 
@@ -589,6 +593,7 @@ async fn set_bootstrap_token(
         emit(tx, happened("configuration.awaiting"), || json!({ "message": message() })).await?;
     }
     emit(tx, happened("checkin.SetBootstrapToken"), || json!({ "message": message() })).await?;
+    heard(tx, tenant, id, None, now).await?;
     Ok(true)
 }
 

@@ -4,6 +4,7 @@
 //! Where nobody does, it costs a look at a list in memory.
 
 use crate::certificate_bindings::hex;
+use crate::device_messages;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
 use crate::sql::{Columns, Db, args};
@@ -252,7 +253,7 @@ fn matches_any(subscription: &Subscription, topic: &str, request_type: Option<&s
 /// Whether a topic pattern of a subscription covers the topic.
 fn matches(pattern: &str, topic: &str, request_type: Option<&str>) -> bool {
     if pattern == "*" {
-        return !topic.starts_with("checkin.") && topic != "device.polled";
+        return !["checkin.", "mdm.", "mdm+secrets."].iter().any(|raw| topic.starts_with(raw));
     }
     let (pattern, of_type) = match pattern.split_once(':') {
         Some((pattern, of_type)) => (pattern, Some(of_type)),
@@ -305,7 +306,7 @@ impl Storage {
     /// A user who has no channel yet speaks for the device.
     pub async fn check_in_heard(&self, heard: CheckInHeard) -> Result<(), StorageError> {
         let wanted = |line: &Subscribed| matches_any(&line.subscription, &heard.topic, None);
-        if self.inner.memory.subscribed(&heard.tenant, wanted).is_empty() {
+        if self.message.is_none() && self.inner.memory.subscribed(&heard.tenant, wanted).is_empty() {
             return Ok(());
         }
         let heard = Arc::new(heard);
@@ -315,6 +316,7 @@ impl Storage {
                 let CheckInHeard { tenant, enrollment, topic, document, now } = &*heard;
                 let who = if record(tx, &enrollment.id).await?.is_some() { &enrollment.id } else { enrollment.device() };
                 emit_check_in(tx, tenant, who, topic, *now, || redacted(document)).await?;
+                device_messages::heard(tx, tenant, who, None, *now).await?;
                 Ok(Outcome::Commit(()))
             })
         })
@@ -454,7 +456,10 @@ mod tests {
         assert!(matches("command.*:DeviceLock", "command.errored", Some("DeviceLock")));
         assert!(matches("*", "command.errored", Some("DeviceLock")));
         assert!(!matches("*", "checkin.Authenticate", None));
-        assert!(!matches("*", "device.polled", None));
+        assert!(!matches("*", "mdm.Connect", Some("Idle")));
+        assert!(matches("mdm.*", "mdm.Connect", Some("Idle")));
+        assert!(!matches("mdm.*", "mdm+secrets.Connect", Some("Idle")));
+        assert!(!matches("mdm.Connect:Acknowledged", "mdm.Connect", Some("Idle")));
         assert!(matches("checkin.*", "checkin.Authenticate", None));
     }
 }

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod certificate_bindings;
 pub mod check;
 pub mod commands;
+pub mod device_messages;
 pub mod effects;
 pub mod enrollments;
 pub mod error;
@@ -53,6 +54,8 @@ use wasmdm_protocol::time::Timestamp;
 #[derive(Debug, Clone)]
 pub struct Storage {
     inner: Arc<Inner>,
+    /// What the writes of this handle are on behalf of.
+    message: Option<Arc<device_messages::DeviceMessage>>,
 }
 
 #[derive(Debug)]
@@ -93,11 +96,14 @@ impl Storage {
         let queue = Arc::new(WriteQueue::default());
         let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), Arc::clone(&queue)).await?;
         dialect.migrator().run(&mut *writer.connection()).await.map_err(migration_error)?;
-        rebuild(&mut Db::new(writer.connection(), dialect), &memory).await?;
+        let mut db = Db::new(writer.connection(), dialect);
+        outbox::free_leases(&mut db, options.now).await?;
+        rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
         let stopping = Arc::new(Notify::new());
         tasks.spawn(writer.run());
         let storage = Self {
+            message: None,
             inner: Arc::new(Inner {
                 readers: database::readers(connect, dialect),
                 dialect,
@@ -124,6 +130,7 @@ impl Storage {
         let dialect = Dialect::Sqlite;
         let readers = database::readers(connect, dialect);
         let storage = Self {
+            message: None,
             inner: Arc::new(Inner {
                 readers,
                 dialect,
@@ -169,7 +176,18 @@ impl Storage {
         F: for<'t> Fn(&'t mut Tx) -> BoxFuture<'t, Written<T>> + Send + 'static,
     {
         match &self.inner.queue {
-            Some(queue) => queue.write(class, work).await,
+            Some(queue) => match self.message.clone() {
+                None => queue.write(class, work).await,
+                Some(message) => {
+                    let on_behalf = move |tx: &mut Tx| tx.message = Some(Arc::clone(&message));
+                    queue
+                        .write(class, move |tx| {
+                            on_behalf(tx);
+                            work(tx)
+                        })
+                        .await
+                }
+            },
             None => Err(StorageError::unavailable("it is open for reading only")),
         }
     }

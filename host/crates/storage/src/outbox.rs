@@ -24,7 +24,7 @@ use wasmdm_protocol::time::Timestamp;
 pub struct Subscription {
     /// `event-sink`, `event-commands`. One subscription per interface.
     pub interface: String,
-    /// `enrollment.enrolled`, `command.acknowledged:SecurityInfo`, `command.*`, `*` (all but `checkin.*` and `device.polled`).
+    /// `enrollment.enrolled`, `command.acknowledged:SecurityInfo`, `command.*`, `*` (all but the raw `checkin.*`, `mdm.*` and `mdm+secrets.*`).
     pub topics: Vec<String>,
     /// Also events that the subscriber's own effects caused.
     pub include_self: bool,
@@ -394,6 +394,8 @@ pub(crate) const RELEASE_IF_EMPTY: &str = "UPDATE partitions SET lease_owner = N
 // Until the next attempt.
 const RELEASE_UNTIL: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = ?, backoff_until = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
+const FREE_LEASES: &str =
+    "UPDATE partitions SET lease_owner = NULL, ready_at = COALESCE(backoff_until, ?) WHERE lease_owner IS NOT NULL AND ready_at IS NOT NULL";
 pub(crate) const SELECT_DUE: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at IS NOT NULL";
 pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.conflicts, d.first_failed_at, \
     e.id, e.tenant_id, e.topic, e.occurred_at, e.who, e.data, e.hops \
@@ -419,6 +421,12 @@ const DELETE_DELIVERY: &str = "DELETE FROM deliveries WHERE sequence = ?";
 const SELECT_FINISHED: &str = "SELECT d.sequence, d.subscriber, d.interface, d.event_id, e.topic, e.enrollment_id, d.state, d.attempts, \
     d.handled_by, d.finished_at FROM deliveries d JOIN events e ON e.id = d.event_id \
     WHERE d.tenant_id = ? AND d.sequence > ? AND d.is_open = 0 ORDER BY d.sequence LIMIT ?";
+
+/// Frees every partition: who owns the database alone knows that the holders are dead, and need not wait for their leases to run out.
+pub(crate) async fn free_leases(db: &mut Db<'_>, now: Timestamp) -> Result<(), StorageError> {
+    db.run(FREE_LEASES, args![now.as_millis()]).await?;
+    Ok(())
+}
 
 /// All tenants' subscriptions, at start.
 pub(crate) async fn all_subscriptions(db: &mut Db<'_>) -> Result<Vec<(TenantId, String, Vec<Subscription>)>, StorageError> {

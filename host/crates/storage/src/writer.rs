@@ -5,6 +5,7 @@
 //! is taken out and run alone, and the others run again without it. Most groups have no failure, so members carry no savepoint each.
 
 use crate::StorageError;
+use crate::device_messages::DeviceMessage;
 use crate::dialect::Dialect;
 use crate::memory::{Change, Memory};
 use crate::sql::{Args, Db};
@@ -52,6 +53,8 @@ pub(crate) struct Tx {
     connection: AnyConnection,
     dialect: Dialect,
     pub(crate) memory: Arc<Memory>,
+    /// What the member that runs is on behalf of.
+    pub(crate) message: Option<Arc<DeviceMessage>>,
     /// Statements that may have changed something, in this transaction.
     writes: usize,
     /// What is kept in memory follows when the commit has returned.
@@ -234,7 +237,7 @@ impl Writer {
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
         let connection = connect(&options, dialect).await?;
-        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, writes: 0, changes: Vec::new() }, broken: false })
+        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, message: None, writes: 0, changes: Vec::new() }, broken: false })
     }
 
     /// Before the task runs: migrations, and what is kept in memory.
@@ -362,6 +365,7 @@ enum Failed {
 
 /// A member that panics is a bug of ours; it must not take the writer with it.
 async fn run(member: &mut Box<dyn Member>, tx: &mut Tx) -> Result<Ran, StorageError> {
+    tx.message = None;
     match AssertUnwindSafe(member.run(tx)).catch_unwind().await {
         Ok(ran) => ran,
         Err(_) => Err(StorageError::unavailable("the write panicked")),

@@ -107,6 +107,7 @@ cases! {
         a_retry_holds_back_the_partition_and_new_events_do_not_wake_it,
         a_subscriber_gets_its_share_and_those_behind_it_theirs,
         a_partition_with_nothing_left_is_given_back_with_its_last_delivery,
+        leases_do_not_outlive_the_owner_of_the_database,
         waking_a_subscriber_ends_its_backoff,
         a_dead_letter_lets_the_partition_go_on_and_can_be_replayed,
         what_is_finished_says_who_handled_it,

@@ -119,6 +119,22 @@ pub(crate) async fn a_partition_with_nothing_left_is_given_back_with_its_last_de
     assert_eq!(database.claim(61).await[0].epoch, lease.epoch + 1);
 }
 
+/// The process that held them is dead, as the database has another owner now; its late words change nothing.
+pub(crate) async fn leases_do_not_outlive_the_owner_of_the_database(database: &Database) {
+    database.subscribe("plugin:p", &["enrollment.*"]).await;
+    database.enroll("A").await;
+    database.authenticate("B", 0).await;
+    for lease in database.claim(50).await {
+        if lease.partition == "B" {
+            let delivery = database.storage().next_delivery(&lease, at(50)).await.unwrap().unwrap();
+            database.storage().complete(&lease, &delivery, retry(100_000, true), at(60)).await.unwrap();
+        }
+    }
+    database.restart().await;
+    let again = database.claim(70).await;
+    assert_eq!(again.iter().map(|lease| lease.partition.as_str()).collect::<Vec<_>>(), ["A"], "B waits for its next attempt");
+}
+
 pub(crate) async fn waking_a_subscriber_ends_its_backoff(database: &Database) {
     three_events(database).await;
     let storage = database.storage();

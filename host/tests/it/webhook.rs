@@ -1,0 +1,151 @@
+//! Receivers of NanoMDM's webhook hear of every message, in NanoMDM's words, until they have confirmed it.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Response, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+use wasmdm_simulator::{Authority, Connection, Device, Target};
+
+use crate::process::Home;
+
+/// A receiver, which answers what it is told to and then 200.
+#[derive(Clone, Default)]
+struct Receiver {
+    answers: Arc<Mutex<Vec<StatusCode>>>,
+    heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+}
+
+async fn hear(State(receiver): State<Receiver>, request: Request) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
+    receiver.heard.lock().unwrap().push((head.headers, body));
+    let status = receiver.answers.lock().unwrap().pop().unwrap_or(StatusCode::OK);
+    Response::builder().status(status).body(Body::empty()).unwrap()
+}
+
+impl Receiver {
+    async fn start(answers: &[StatusCode]) -> (String, Self) {
+        let receiver = Self::default();
+        receiver.answers.lock().unwrap().extend(answers.iter().rev());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook?x=1", listener.local_addr().unwrap());
+        let router = Router::new().fallback(hear).with_state(receiver.clone());
+        tokio_util::task::TaskTracker::new().spawn(async move { axum::serve(listener, router).await });
+        (url, receiver)
+    }
+
+    /// Once it has heard so many: their JSON, in order.
+    async fn events(&self, number: usize) -> Vec<Value> {
+        for _ in 0..3000 {
+            if self.heard.lock().unwrap().len() >= number {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let heard = self.heard.lock().unwrap();
+        assert!(heard.len() >= number, "{heard:#?}");
+        heard.iter().map(|(_, body)| serde_json::from_slice(body).unwrap()).collect()
+    }
+}
+
+fn topics(events: &[Value]) -> Vec<String> {
+    events.iter().map(|event| event["topic"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
+    let (first, one) = Receiver::start(&[]).await;
+    let (second, two) = Receiver::start(&[]).await;
+    let authority = Authority::new(71).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &first, "--webhook-url", &second, "--webhook-hmac-key", "shared"]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&format!("{}/mdm?team=red", server.url())).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    for message in [device.set_bootstrap_token(Some(b"very secret")), device.get_bootstrap_token(), device.idle(), device.report("Error", "unknown")]
+    {
+        device.send(&mut connection, message.unwrap()).await.unwrap();
+    }
+    let names = ["mdm.Authenticate", "mdm.TokenUpdate", "mdm.SetBootstrapToken", "mdm.GetBootstrapToken", "mdm.Connect", "mdm.Connect"];
+    for receiver in [&one, &two] {
+        let events = receiver.events(6).await;
+        assert_eq!(topics(&events), names);
+        for event in &events {
+            assert!(!event["event_id"].as_str().unwrap().is_empty());
+            assert!(event["created_at"].as_str().unwrap().ends_with('Z'));
+            let (message, other) = (&event["checkin_event"], &event["acknowledge_event"]);
+            let message = if message.is_null() { other } else { message };
+            assert_eq!(message["ids"]["id"], device.id());
+            assert_eq!(message["ids"]["type"], "Device");
+            assert_eq!(message["udid"], device.udid);
+            assert_eq!(message["url_params"]["team"], "red");
+            let payload = STANDARD.decode(message["raw_payload"].as_str().unwrap()).unwrap();
+            let text = String::from_utf8(payload.clone()).unwrap();
+            assert!(plist::from_bytes::<plist::Value>(&payload).is_ok());
+            assert!(!text.contains(&device.push_magic) && !text.contains(&STANDARD.encode(b"very secret")), "{text}");
+        }
+        assert_eq!(events[1]["checkin_event"]["token_update_tally"], 1);
+        assert_eq!(events[4]["acknowledge_event"]["status"], "Idle");
+        assert_eq!(events[4]["acknowledge_event"].get("command_uuid"), None);
+        assert_eq!(
+            (&events[5]["acknowledge_event"]["status"], &events[5]["acknowledge_event"]["command_uuid"]),
+            (&"Error".into(), &"unknown".into())
+        );
+        let heard = receiver.heard.lock().unwrap();
+        for (headers, body) in heard.iter() {
+            assert_eq!(headers["content-type"], "application/json; charset=utf-8");
+            let key = hmac::Key::new(hmac::HMAC_SHA256, b"shared");
+            assert_eq!(headers["x-hmac-signature"], STANDARD.encode(hmac::sign(&key, body)).as_str());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_fails_hears_again_and_the_order_of_a_device_holds() {
+    let (url, receiver) = Receiver::start(&[StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FOUND]).await;
+    let authority = Authority::new(72).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &url, "--webhook-topic", "mdm.TokenUpdate,mdm.Connect:Acknowledged"]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    for message in [device.idle(), device.report("Acknowledged", "unknown"), device.report("Error", "other")] {
+        device.send(&mut connection, message.unwrap()).await.unwrap();
+    }
+    let events = receiver.events(4).await;
+    assert_eq!(topics(&events), ["mdm.TokenUpdate", "mdm.TokenUpdate", "mdm.TokenUpdate", "mdm.Connect"]);
+    assert_eq!(events[0]["event_id"], events[2]["event_id"], "the same event again");
+    assert_eq!(events[3]["acknowledge_event"]["status"], "Acknowledged");
+}
+
+/// NanoMDM tells once, and what it has not told when it stops is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_told_when_the_server_was_killed_is_told_by_the_next() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let authority = Authority::new(73).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &format!("http://{address}/"), "--webhook-secrets"]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    server.kill();
+
+    let receiver = Receiver::default();
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    let router = Router::new().fallback(hear).with_state(receiver.clone());
+    tokio_util::task::TaskTracker::new().spawn(async move { axum::serve(listener, router).await });
+    let _server = home.start();
+    let events = receiver.events(2).await;
+    assert_eq!(topics(&events), ["mdm.Authenticate", "mdm.TokenUpdate"]);
+    let payload = STANDARD.decode(events[1]["checkin_event"]["raw_payload"].as_str().unwrap()).unwrap();
+    assert!(String::from_utf8(payload).unwrap().contains(&device.push_magic), "to the byte, where the operator asks for it");
+}
