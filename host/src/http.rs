@@ -2,6 +2,7 @@
 
 pub mod authorization;
 pub mod body;
+pub mod dead_letters;
 pub mod device;
 pub mod health;
 pub mod identity;
@@ -56,6 +57,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::basic));
     // Our own, Bearer or Basic authorization.
     let api = Router::new()
+        .route("/api/v1/dead-letters", get(dead_letters::list))
+        .route("/api/v1/dead-letters/replay", post(dead_letters::replay))
         .route("/api/v1/plugins", get(plugins::list))
         .route("/api/v1/plugins/reload", post(plugins::reload_all))
         .route("/api/v1/plugins/{name}", get(plugins::show))

@@ -149,3 +149,82 @@ async fn what_was_not_told_when_the_server_was_killed_is_told_by_the_next() {
     let payload = STANDARD.decode(events[1]["checkin_event"]["raw_payload"].as_str().unwrap()).unwrap();
     assert!(String::from_utf8(payload).unwrap().contains(&device.push_magic), "to the byte, where the operator asks for it");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_receiver_refuses_is_a_dead_letter_that_can_be_seen_and_sent_again() {
+    let (url, receiver) = Receiver::start(&[StatusCode::BAD_REQUEST]).await;
+    let authority = Authority::new(74).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    receiver.events(2).await;
+    let data = home.data();
+    let listed = || {
+        let (code, out, error) = crate::process::run(&["db", "dead-letters", "--data", &data.to_string_lossy()]);
+        assert_eq!(code, 0, "{error}");
+        out
+    };
+    let line = {
+        let mut tries = 0;
+        loop {
+            let out = listed();
+            if !out.is_empty() || tries > 200 {
+                break out;
+            }
+            tries += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let letter: Value = serde_json::from_str(line.trim()).unwrap();
+    assert_eq!((&letter["topic"], &letter["enrollment"]), (&"mdm.Authenticate".into(), &device.id().into()));
+    assert_eq!(letter["error"], "the receiver answered 400");
+    assert!(!line.contains("raw_payload"));
+
+    let authorization = format!("Bearer {}", crate::process::API_KEY);
+    let http = reqwest::Client::new();
+    let call = async |method: reqwest::Method, path: &str, body: Value| {
+        let request = http.request(method, format!("{}{path}", server.url())).header("authorization", &authorization);
+        let answer = request.header("content-type", "application/json").body(body.to_string()).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (status, text) = call(reqwest::Method::GET, "/api/v1/dead-letters", Value::Null).await;
+    assert_eq!((status, &serde_json::from_str::<Value>(&text).unwrap()["dead_letters"][0]), (200, &letter));
+    for (body, field) in [(serde_json::json!({}), "sequences"), (serde_json::json!({ "sequences": [] }), "sequences")] {
+        let (status, text) = call(reqwest::Method::POST, "/api/v1/dead-letters/replay", body).await;
+        assert_eq!((status, &serde_json::from_str::<Value>(&text).unwrap()["field"]), (400, &field.into()));
+    }
+    let wanted = serde_json::json!({ "sequences": [letter["sequence"]] });
+    assert_eq!(call(reqwest::Method::POST, "/api/v1/dead-letters/replay", wanted).await, (200, "{\"replayed\":1}".to_owned()));
+    let events = receiver.events(3).await;
+    assert_eq!(topics(&events), ["mdm.Authenticate", "mdm.TokenUpdate", "mdm.Authenticate"]);
+    assert_eq!(listed(), "");
+
+    let unauthorized = http.get(format!("{}/api/v1/dead-letters", server.url())).send().await.unwrap();
+    assert_eq!(unauthorized.status(), StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_a_running_server_is_whole_and_starts() {
+    let authority = Authority::new(75).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let restored = Home::new(&authority.root_pem());
+    std::fs::create_dir_all(restored.data()).unwrap();
+    let file = restored.data().join("wasmdm.sqlite");
+    let data = home.data();
+    let backup = || crate::process::run(&["db", "backup", "--data", &data.to_string_lossy(), &file.to_string_lossy()]);
+    let (code, out, error) = backup();
+    assert_eq!(code, 0, "{out}{error}");
+    let (code, _, error) = backup();
+    assert!(code != 0 && error.contains("exists already"), "{error}");
+    restored.check(&[]);
+    let second = restored.start();
+    let mut to_second = Connection::new(Target::parse(&second.url()).unwrap());
+    let idle = device.idle().unwrap();
+    assert_eq!(device.send(&mut to_second, idle).await.unwrap().status, StatusCode::OK, "the device is known there");
+}

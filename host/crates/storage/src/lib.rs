@@ -5,6 +5,7 @@
 //! change becomes deliveries, `check.rs` which invariants hold.
 
 pub mod audit;
+pub mod backup;
 pub mod certificate_bindings;
 pub mod check;
 pub mod commands;
