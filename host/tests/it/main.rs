@@ -15,3 +15,4 @@ mod nanomdm;
 mod plugins;
 mod process;
 mod quickstart;
+mod schemas;
