@@ -15,4 +15,5 @@ mod nanomdm;
 mod plugins;
 mod process;
 mod quickstart;
+mod readme;
 mod schemas;
