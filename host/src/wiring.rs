@@ -31,6 +31,7 @@ use crate::declarative_proxy::DeclarativeProxy;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::{Identity, Source};
+use crate::http::listener::Bounds;
 use crate::http::{self, App};
 use crate::observability;
 use crate::unsent_push::UnsentPush;
@@ -132,7 +133,8 @@ impl RunningServer {
         tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
-        tracker.spawn(http::listener::serve(listener, http::router(app), config.max_connections, tracker.clone(), shutdown.clone()));
+        let bounds = Bounds::of(config.max_connections);
+        tracker.spawn(http::listener::serve(listener, http::router(app), bounds, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
         Ok(Self { address, plugins, storage, shutdown, tracker })
     }

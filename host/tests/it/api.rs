@@ -28,8 +28,16 @@ pub(crate) fn basic(user: &str, password: &str) -> String {
 
 /// Queues a command without a push; it must be accepted.
 pub(crate) async fn enqueue(server: &ServerProcess, ids: &str, uuid: &str, request_type: &str) {
+    enqueue_at(&server.url(), ids, uuid, request_type).await;
+}
+
+/// [`enqueue`] at whichever server has that address.
+pub(crate) async fn enqueue_at(url: &str, ids: &str, uuid: &str, request_type: &str) {
     let document = wasmdm_simulator::message::command_document(uuid, request_type, plist::Dictionary::new()).unwrap();
-    let answer = call(server, Method::PUT, &format!("/v1/enqueue/{ids}?nopush=1"), document).await;
+    let mut headers = HeaderMap::new();
+    headers.insert(http::header::AUTHORIZATION, HeaderValue::from_str(&basic("nanomdm", API_KEY)).unwrap());
+    let path = format!("/v1/enqueue/{ids}?nopush=1").parse().unwrap();
+    let answer = Connection::to(url).unwrap().request(Method::PUT, path, headers, document).await.unwrap();
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
 }
 

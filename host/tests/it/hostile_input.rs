@@ -128,6 +128,57 @@ async fn a_body_of_200_mib_is_refused_readably_and_takes_no_memory() {
     assert!(risen < 64 << 20, "resident memory rose by {} MiB", risen >> 20);
 }
 
+/// Sends a body of `x` in the given framing, then another request on a connection that is kept, and reads until the server closes.
+async fn refused(server: &ServerProcess, head: &str, size: usize, chunked: bool) -> String {
+    let mut stream = tokio::net::TcpStream::connect(server.address).await.unwrap();
+    let length = if chunked { "Transfer-Encoding: chunked".to_owned() } else { format!("Content-Length: {size}") };
+    stream.write_all(format!("{head}Host: x\r\n{length}\r\n\r\n").as_bytes()).await.unwrap();
+    // Written to the end before a byte of the answer is read, as a simple client does it: a server that closed under it would take
+    // its own answer back.
+    let mut left = size;
+    while left > 0 {
+        let block = vec![b'x'; left.min(64 << 10)];
+        if chunked {
+            stream.write_all(format!("{:x}\r\n", block.len()).as_bytes()).await.unwrap();
+        }
+        stream.write_all(&block).await.unwrap();
+        if chunked {
+            stream.write_all(b"\r\n").await.unwrap();
+        }
+        left -= block.len();
+    }
+    if chunked {
+        stream.write_all(b"0\r\n\r\n").await.unwrap();
+    }
+    if !head.contains("Connection: close") {
+        stream.write_all(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+    }
+    let mut answers = Vec::new();
+    stream.read_to_end(&mut answers).await.unwrap();
+    String::from_utf8_lossy(&answers).into_owned()
+}
+
+#[tokio::test]
+async fn a_body_three_times_too_large_is_answered_413_and_thrown_away() {
+    use wasmdm::http::body::{CHECK_IN_LIMIT, COMMAND_LIMIT, REPORT_LIMIT};
+    let authority = Authority::new(36).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let basic = format!("Authorization: {}\r\n", crate::api::basic("nanomdm", crate::process::API_KEY));
+    let signed = "Mdm-Signature: AAAA\r\n";
+    let routes = [("/checkin", signed, CHECK_IN_LIMIT), ("/mdm", signed, REPORT_LIMIT), ("/v1/enqueue/A", basic.as_str(), COMMAND_LIMIT)];
+    for (path, headers, limit) in routes {
+        for (chunked, last) in [(false, false), (true, false), (false, true), (true, true)] {
+            let case = format!("{path}, chunked: {chunked}, Connection: close: {last}");
+            let head = format!("PUT {path} HTTP/1.1\r\n{headers}{}", if last { "Connection: close\r\n" } else { "" });
+            let answered = tokio::time::timeout(Duration::from_secs(30), refused(&server, &head, 3 * limit, chunked)).await;
+            let answers = answered.unwrap_or_else(|_| panic!("{case}: the connection did not end"));
+            let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
+            assert_eq!(statuses, if last { vec!["413"] } else { vec!["413", "200"] }, "{case}: {answers}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn no_error_of_a_device_route_could_un_enroll_a_device() {
     let authority = Authority::new(33).unwrap();

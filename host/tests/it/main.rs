@@ -16,4 +16,6 @@ mod nanomdm;
 mod plugins;
 mod process;
 mod quickstart;
+mod readme;
+mod schemas;
 mod webhook;

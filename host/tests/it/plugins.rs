@@ -1,8 +1,8 @@
 //! Plugins in a running server: decisions, hot reload, and what happens when one misbehaves.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
@@ -60,49 +60,49 @@ pub(crate) fn is_active(status: &serde_json::Value) -> bool {
 pub(crate) struct Pollers {
     stop: Arc<AtomicBool>,
     failures: Arc<AtomicU64>,
-    tasks: Vec<tokio::task::JoinHandle<Vec<Duration>>>,
+    latencies: Arc<Mutex<Vec<Duration>>>,
+    tasks: TaskTracker,
 }
 
 impl Pollers {
     pub(crate) fn start(server: &ServerProcess, devices: Vec<Device>) -> Self {
         let (stop, failures) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (url, tracker) = (server.url(), TaskTracker::new());
-        let tasks = devices
-            .into_iter()
-            .map(|mut device| {
-                let (stop, failures, url) = (Arc::clone(&stop), Arc::clone(&failures), url.clone());
-                tracker.spawn(async move {
-                    let mut connection = Connection::to(&url).unwrap();
-                    device.prepare_idle().unwrap();
-                    let mut latencies = Vec::new();
-                    while !stop.load(Ordering::Relaxed) {
-                        let begin = Instant::now();
-                        match device.poll_until_idle(&mut connection).await {
-                            Ok(_) => latencies.push(begin.elapsed()),
-                            Err(error) => {
-                                eprintln!("a poll failed: {error}");
-                                failures.fetch_add(1, Ordering::Relaxed);
-                            }
+        let (url, tasks, latencies) = (server.url(), TaskTracker::new(), Arc::new(Mutex::new(Vec::new())));
+        for mut device in devices {
+            let (stop, failures, latencies, url) = (Arc::clone(&stop), Arc::clone(&failures), Arc::clone(&latencies), url.clone());
+            tasks.spawn(async move {
+                let mut connection = Connection::to(&url).unwrap();
+                device.prepare_idle().unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
+                    match device.poll_until_idle(&mut connection).await {
+                        Ok(_) => latencies.lock().unwrap().push(begin.elapsed()),
+                        Err(error) => {
+                            eprintln!("a poll failed: {error}");
+                            failures.fetch_add(1, Ordering::Relaxed);
                         }
-                        // Devices are not a load test here: many of them, each now and then.
-                        tokio::time::sleep(Duration::from_millis(10)).await;
                     }
-                    latencies
-                })
-            })
-            .collect();
-        Self { stop, failures, tasks }
+                    // Devices are not a load test here: many of them, each now and then.
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        }
+        Self { stop, failures, latencies, tasks }
     }
 
-    /// Latencies in ascending order, and how many polls failed.
+    /// Latencies since the last lap, in ascending order.
+    pub(crate) fn lap(&self) -> Vec<Duration> {
+        let mut latencies = std::mem::take(&mut *self.latencies.lock().unwrap());
+        latencies.sort_unstable();
+        latencies
+    }
+
+    /// Latencies of the last lap in ascending order, and how many polls failed in all.
     pub(crate) async fn stop(self) -> (Vec<Duration>, u64) {
         self.stop.store(true, Ordering::Relaxed);
-        let mut latencies = Vec::new();
-        for task in self.tasks {
-            latencies.extend(task.await.unwrap());
-        }
-        latencies.sort_unstable();
-        (latencies, self.failures.load(Ordering::Relaxed))
+        self.tasks.close();
+        self.tasks.wait().await;
+        (self.lap(), self.failures.load(Ordering::Relaxed))
     }
 }
 
