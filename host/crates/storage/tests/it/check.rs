@@ -94,6 +94,8 @@ async fn assert_found(name: &'static str, statement: &str) {
     assert!(found(&database).await.contains(name), "`{statement}` breaks {name}");
 }
 
+const OPERATIONS: &str = include_str!("../../../../../docs/operations.md");
+
 #[tokio::test]
 async fn each_invariant_is_looked_for() {
     for (name, statement) in BREAKS {
@@ -115,11 +117,14 @@ async fn an_unknown_format_byte_is_found_in_every_column() {
 }
 
 #[tokio::test]
-async fn every_invariant_has_a_test_that_breaks_it() {
+async fn every_invariant_stands_in_the_documents_and_has_a_test_that_breaks_it() {
     let broken: BTreeSet<_> = BREAKS.iter().map(|(name, _)| *name).collect();
     for invariant in INVARIANTS {
         let covered = broken.contains(invariant.name) || invariant.name.starts_with("format-") || invariant.name == "file";
         assert!(covered, "{}", invariant.name);
+        let said = format!("`{}`: {}.", invariant.name, invariant.sentence);
+        let is_listed = OPERATIONS.contains(&said) || invariant.name.starts_with("format-") && OPERATIONS.contains(invariant.name);
+        assert!(is_listed, "docs/operations.md does not have: {said}");
     }
 }
 
