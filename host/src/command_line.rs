@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::command;
 use crate::config::ServeOptions;
+use crate::nanomdm_arguments;
 
 /// An Apple MDM server with sandboxed WebAssembly plugins.
 #[derive(Debug, Parser)]
@@ -40,7 +41,15 @@ pub fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "__compile-plugin") {
         return wasmdm_plugin_runtime::loading::compile_child_main();
     }
-    let arguments = CommandLine::parse();
+    let program = std::env::args_os().take(1);
+    let given = match nanomdm_arguments::translate(std::env::args_os().skip(1).collect(), |name| std::env::var_os(name)) {
+        Ok(given) => given,
+        Err(problem) => {
+            complain(&format!("error: {problem}"));
+            return ExitCode::from(2);
+        }
+    };
+    let arguments = CommandLine::parse_from(program.chain(given));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),
@@ -62,8 +71,12 @@ pub fn main() -> ExitCode {
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {
+    complain(&format!("wasmdm: {error:#}"));
+    ExitCode::FAILURE
+}
+
+fn complain(line: &str) {
     use std::io::Write as _;
     // Nobody is left to be told if standard error is closed.
-    drop(writeln!(std::io::stderr(), "wasmdm: {error:#}"));
-    ExitCode::FAILURE
+    drop(writeln!(std::io::stderr(), "{line}"));
 }

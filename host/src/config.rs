@@ -64,7 +64,7 @@ pub struct ServeOptions {
     pub grants: Option<PathBuf>,
 
     /// Hand declarative management to the server at this address, as NanoMDM does: endpoints are resolved against it, so end it with a slash
-    #[arg(long, env = "WASMDM_DM", value_name = "URL")]
+    #[arg(long, env = "WASMDM_DM", value_name = "URL", hide_env_values = true)]
     pub dm: Option<String>,
 
     /// Sign requests to --dm with an HMAC of this key (X-Hmac-Signature); better --dm-send-hmac-key-file

@@ -11,6 +11,7 @@ pub mod config;
 pub mod declarative_proxy;
 pub mod http;
 pub mod logging;
+pub mod nanomdm_arguments;
 pub mod observability;
 pub mod unsent_push;
 pub mod webhook;

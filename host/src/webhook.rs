@@ -1,28 +1,40 @@
 //! Receivers of NanoMDM's webhook, as subscribers of the outbox.
 //!
 //! What NanoMDM tells its receiver once and forgets is kept here until the receiver has confirmed it with a 2xx: in order per device, tried
-//! again with backoff, and a dead letter in the end.
+//! again with backoff, and a dead letter in the end. Idle polls are the exception: they are told once, from memory, as a poll must not cost
+//! a write.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_lc_rs::{digest, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use http::{StatusCode, header};
 use reqwest::Url;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
+use wasmdm_service::core::PollListener;
 use wasmdm_service::subscriber::{Delivered, Subscriber};
+use wasmdm_storage::device_messages::DeviceMessage;
+use wasmdm_storage::events::Event;
 use wasmdm_storage::outbox::{Delivery, Lease, Subscription};
 use wasmdm_storage::{Storage, StorageError};
 
 /// The prefix of receivers among subscribers.
 pub const PREFIX: &str = "webhook:";
 const INTERFACE: &str = "webhook";
+/// How topics begin whose events hold secrets.
+const WITH_SECRETS: &str = "mdm+secrets.";
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which receivers there are, and what they get.
@@ -57,13 +69,38 @@ pub fn is_topic(topic: &str) -> bool {
     TOPICS.contains(&topic) || topic.strip_prefix("mdm.Connect:").is_some_and(|status| !status.is_empty())
 }
 
-/// Delivers to all receivers.
-#[derive(Debug)]
+/// Delivers to all receivers. Clones share the connections.
+#[derive(Debug, Clone)]
 pub struct Webhooks {
     http: reqwest::Client,
     /// By the name of the subscriber.
     receivers: BTreeMap<String, Url>,
     hmac_key: Option<hmac::Key>,
+    with_secrets: bool,
+}
+
+/// Polls that wait to be told, at most.
+const POLLS: usize = 1024;
+/// Of which so many are told at once.
+const POLLS_AT_ONCE: usize = 16;
+
+/// Puts polls where [`Webhooks::tell_polls`] takes them from.
+#[derive(Debug)]
+pub struct Polls {
+    wanted: bool,
+    sender: mpsc::Sender<(DeviceMessage, Timestamp)>,
+}
+
+impl PollListener for Polls {
+    fn listens(&self) -> bool {
+        self.wanted
+    }
+
+    fn polled(&self, message: DeviceMessage, at: Timestamp) {
+        if self.sender.try_send((message, at)).is_err() {
+            metrics::counter!("wasmdm_webhook_polls_dropped_total").increment(1);
+        }
+    }
 }
 
 impl Webhooks {
@@ -79,7 +116,8 @@ impl Webhooks {
             .context("webhook-url")?;
         Ok(Self {
             http,
-            receivers: options.urls.iter().map(|url| (subscriber_name(url), url.clone())).collect(),
+            receivers: named(&options.urls),
+            with_secrets: options.with_secrets,
             hmac_key: options.hmac_key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes())),
         })
     }
@@ -98,7 +136,7 @@ impl Webhooks {
         let mut topics = if options.topics.is_empty() { all() } else { options.topics.clone() };
         if options.with_secrets {
             for topic in &mut topics {
-                *topic = topic.replacen("mdm.", "mdm+secrets.", 1);
+                *topic = topic.replacen("mdm.", WITH_SECRETS, 1);
             }
         }
         for name in self.receivers.keys() {
@@ -108,20 +146,70 @@ impl Webhooks {
         Ok(())
     }
 
+    /// The two ends of the way of polls.
+    pub fn polls(options: &WebhookOptions) -> (Arc<Polls>, mpsc::Receiver<(DeviceMessage, Timestamp)>) {
+        let (sender, receiver) = mpsc::channel(POLLS);
+        let is_wanted = options.topics.is_empty() || options.topics.iter().any(|topic| topic == "mdm.Connect" || topic == "mdm.Connect:Idle");
+        (Arc::new(Polls { wanted: !options.urls.is_empty() && is_wanted, sender }), receiver)
+    }
+
+    /// Tells of polls until `shutdown`. What a receiver does not take is not told again.
+    pub async fn tell_polls(self, mut polls: mpsc::Receiver<(DeviceMessage, Timestamp)>, shutdown: CancellationToken) {
+        let mut telling = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(()) = telling.next() => {}
+                poll = polls.recv(), if telling.len() < POLLS_AT_ONCE => match poll {
+                    Some((message, at)) => telling.push(self.tell_poll(message, at)),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn tell_poll(&self, message: DeviceMessage, at: Timestamp) {
+        let event = Event {
+            id: uuid::Uuid::new_v4().to_string(),
+            tenant: TenantId::default(),
+            topic: "mdm.Connect".to_owned(),
+            at,
+            who: None,
+            data: message.event(self.with_secrets),
+            hops: 0,
+        };
+        let Ok(told) = Told::of(&event) else { return };
+        for url in self.receivers.values() {
+            if !self.request(url, &told).send().await.is_ok_and(|response| response.status().is_success()) {
+                metrics::counter!("wasmdm_webhook_polls_dropped_total").increment(1);
+            }
+        }
+    }
+
+    fn request(&self, url: &Url, told: &Told) -> reqwest::RequestBuilder {
+        let mut request = self.http.post(url.clone()).header(header::CONTENT_TYPE, "application/json; charset=utf-8");
+        if let Some(key) = &self.hmac_key {
+            request = request.header("X-Hmac-Signature", STANDARD.encode(hmac::sign(key, &told.body)));
+        }
+        if told.is_redacted {
+            request = request.header("X-Wasmdm-Redacted", "1");
+        }
+        request.body(told.body.clone())
+    }
+
     async fn attempt(&self, lease: &Lease, delivery: &Delivery) -> Delivered {
         let failed = |error: String, retryable: bool, retry_after| Delivered::Failed { error, retryable, retry_after, by: json!({}) };
         let Some(url) = self.receivers.get(&lease.subscriber) else {
             return failed("this receiver is configured no longer".to_owned(), false, None);
         };
-        let body = match body(delivery) {
-            Ok(body) => body,
+        if delivery.event.topic.starts_with(WITH_SECRETS) && !self.with_secrets {
+            return failed("it holds secrets, which receivers get no longer".to_owned(), false, None);
+        }
+        let told = match Told::of(&delivery.event) {
+            Ok(told) => told,
             Err(problem) => return failed(problem, false, None),
         };
-        let mut request = self.http.post(url.clone()).header(header::CONTENT_TYPE, "application/json; charset=utf-8");
-        if let Some(key) = &self.hmac_key {
-            request = request.header("X-Hmac-Signature", STANDARD.encode(hmac::sign(key, &body)));
-        }
-        let response = match request.body(body).send().await {
+        let response = match self.request(url, &told).send().await {
             Ok(response) => response,
             // Without the URL, which may hold a password.
             Err(error) if error.is_timeout() => return failed("the receiver took too long".to_owned(), true, None),
@@ -132,8 +220,9 @@ impl Webhooks {
             return Delivered::Done { effects: None, by: json!({ "status": status.as_u16() }) };
         }
         let retry_after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok());
-        // The receiver says that it is this event which is wrong: those behind it must not wait for three days.
-        let hopeless = matches!(status, StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY);
+        // The receiver says that it is this event which is wrong: those behind it must not wait for three days. A 400 may be said of all
+        // events, after a change of the key for instance.
+        let hopeless = matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY);
         failed(format!("the receiver answered {}", status.as_u16()), !hopeless, retry_after.map(Duration::from_secs))
     }
 }
@@ -144,19 +233,44 @@ impl Subscriber for Webhooks {
     }
 }
 
-/// NanoMDM's JSON. The keys of objects are in the order of the alphabet, as there.
-fn body(delivery: &Delivery) -> Result<Vec<u8>, String> {
-    let event = &delivery.event;
-    let Value::Object(mut message) = event.data.clone() else { return Err("the event is no object".to_owned()) };
-    message.insert("topic".to_owned(), event.topic.replacen("mdm+secrets.", "mdm.", 1).into());
-    message.insert("event_id".to_owned(), event.id.as_str().into());
-    message.insert("created_at".to_owned(), event.at.to_string().into());
-    serde_json::to_vec(&message).map_err(|error| error.to_string())
+/// What a receiver is told.
+struct Told {
+    /// NanoMDM's JSON, the keys of objects in the order of the alphabet, as there.
+    body: Bytes,
+    /// The message in it is not to the byte.
+    is_redacted: bool,
 }
 
-/// The same for the same URL over restarts, and without what the URL says.
-fn subscriber_name(url: &Url) -> String {
-    let sha256 = digest::digest(&digest::SHA256, url.as_str().as_bytes());
-    let short: String = sha256.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    format!("{PREFIX}{short}")
+impl Told {
+    fn of(event: &Event) -> Result<Self, String> {
+        let Value::Object(mut told) = event.data.clone() else { return Err("the event is no object".to_owned()) };
+        let is_redacted = told.remove("redacted").is_some();
+        told.insert("topic".to_owned(), event.topic.replacen(WITH_SECRETS, "mdm.", 1).into());
+        told.insert("event_id".to_owned(), event.id.as_str().into());
+        told.insert("created_at".to_owned(), event.at.to_string().into());
+        let mut told = Value::Object(told);
+        told.sort_all_objects();
+        let body = serde_json::to_vec(&told).map_err(|error| error.to_string())?.into();
+        Ok(Self { body, is_redacted })
+    }
+}
+
+/// The names of the receivers as subscribers: the same over restarts, and where only a password or a token in the query has changed. Receivers
+/// that differ in nothing else are told apart by a number.
+fn named(urls: &[Url]) -> BTreeMap<String, Url> {
+    let mut named = BTreeMap::new();
+    for url in urls {
+        let place = format!("{}://{}:{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(0), url.path());
+        let sha256 = digest::digest(&digest::SHA256, place.as_bytes());
+        let short: String = sha256.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let mut name = format!("{PREFIX}{short}");
+        for number in 2.. {
+            if !named.contains_key(&name) {
+                break;
+            }
+            name = format!("{PREFIX}{short}-{number}");
+        }
+        named.insert(name, url.clone());
+    }
+    named
 }

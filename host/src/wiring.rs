@@ -107,7 +107,9 @@ impl RunningServer {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
         };
-        let options = Options { declarative_management, zero_length_digest_challenge: config.zero_length_digest_challenge };
+        let (poll_listener, polls) = Webhooks::polls(&config.webhooks);
+        let options =
+            Options { declarative_management, poll_listener: Some(poll_listener), zero_length_digest_challenge: config.zero_length_digest_challenge };
         let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy(), options);
         let app = Arc::new(App {
             service: Arc::new(CertificateBinding::new(storage.clone(), Arc::new(core))),
@@ -122,6 +124,7 @@ impl RunningServer {
         });
         let webhooks = Webhooks::new(&config.webhooks)?;
         webhooks.subscribe(&storage, &config.webhooks, clock.now()).await.context("webhook-url")?;
+        tracker.spawn(webhooks.clone().tell_polls(polls, shutdown.clone()));
         let outbox = Outbox::new(
             storage.clone(),
             Arc::clone(&clock),

@@ -84,7 +84,7 @@ pub async fn run(command: DbCommand) -> anyhow::Result<ExitCode> {
         }
         DbCommand::DeadLetters { database, data, limit } => {
             let storage = Storage::open_read_only(&database_url(&database, &data)?).await.context("database")?;
-            for letter in storage.dead_letters(&TenantId::default(), limit).await.context("database")? {
+            for letter in storage.dead_letters(&TenantId::default(), None, limit).await.context("database")? {
                 writeln!(out, "{}", dead_letters::line(&letter))?;
             }
             storage.close().await.context("database")?;

@@ -161,8 +161,37 @@ pub async fn read(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limi
     decode(budget, headers, bytes, share, limit).await
 }
 
+/// Takes in and throws away the body of a request that is refused in any case. A body that is too large is told so whoever sends it, and
+/// no client finds its connection gone before it has read the answer.
+pub async fn discard(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: usize) -> Result<(), BodyError> {
+    let outcome = if announced(headers).is_some_and(|length| length > limit) {
+        Err(BodyError::TooLarge { limit })
+    } else {
+        let discard = async {
+            let mut length = 0_usize;
+            while let Some(frame) = tokio::time::timeout(PAUSE, body.frame()).await.map_err(|_| BodyError::Slow)? {
+                let frame = frame.map_err(|error| BodyError::Broken(format!("the body broke off: {error}")))?;
+                length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+                if length > limit {
+                    return Err(BodyError::TooLarge { limit });
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(DRAIN_PATIENCE, discard).await.unwrap_or(Err(BodyError::Slow))
+    };
+    if outcome.is_err() {
+        budget.drain(body);
+    }
+    outcome
+}
+
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok())
+}
+
 async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize) -> Result<(Bytes, Share), BodyError> {
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse::<usize>().ok());
+    let announced = announced(headers);
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }

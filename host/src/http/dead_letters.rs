@@ -18,23 +18,24 @@ use super::{App, problem};
 /// Letters in one answer, and in one replay.
 const MOST: usize = 1000;
 
-/// How many.
+/// How many, and from where on: `before` is the sequence of the last one of the page before.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListOptions {
     limit: Option<u32>,
+    before: Option<i64>,
 }
 
 /// The newest first. What the events say is not shown: it may be a whole report.
 pub async fn list(State(app): State<Arc<App>>, options: Result<Query<ListOptions>, QueryRejection>) -> Response {
-    let limit = match options {
-        Ok(Query(options)) => options.limit.unwrap_or(100),
+    let (limit, before) = match options {
+        Ok(Query(options)) => (options.limit.unwrap_or(100), options.before),
         Err(error) => return bad_request(&error.body_text(), "limit"),
     };
     if limit == 0 || usize::try_from(limit).is_ok_and(|limit| limit > MOST) {
         return bad_request(&format!("from 1 to {MOST}"), "limit");
     }
-    match app.storage.dead_letters(&TenantId::default(), limit).await {
+    match app.storage.dead_letters(&TenantId::default(), before, limit).await {
         Ok(letters) => Json(serde_json::json!({ "dead_letters": letters.iter().map(line).collect::<Vec<_>>() })).into_response(),
         Err(error) => unavailable(&error),
     }
@@ -68,10 +69,10 @@ pub fn line(letter: &DeadLetter) -> serde_json::Value {
         "sequence": letter.sequence,
         "subscriber": letter.subscriber,
         "interface": letter.interface,
-        "event": letter.event.id,
-        "topic": letter.event.topic,
-        "occurred_at": letter.event.at.to_string(),
-        "enrollment": letter.event.who.as_ref().map(|who| who.id.as_str()),
+        "event": letter.event_id,
+        "topic": letter.topic,
+        "occurred_at": letter.occurred_at.to_string(),
+        "enrollment": letter.enrollment,
         "attempts": letter.attempts,
         "error": letter.error,
         "at": letter.at.to_string(),

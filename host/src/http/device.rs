@@ -87,14 +87,14 @@ impl From<Refusal> for Answer {
 
 async fn answer(app: &Arc<App>, id: &str, peer: SocketAddr, request: Request, kind: Kind) -> Result<Reply, Answer> {
     let (head, request_body) = request.into_parts();
+    let limit = if kind == Kind::CheckIn { CHECK_IN_LIMIT } else { REPORT_LIMIT };
     let presented = match presented(app, &head.headers, peer) {
         Ok(presented) => presented,
         Err(refusal) => {
-            app.budget.drain(request_body);
+            body::discard(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
             return Err(refusal.into());
         }
     };
-    let limit = if kind == Kind::CheckIn { CHECK_IN_LIMIT } else { REPORT_LIMIT };
     let held = body::read(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
     let (certificate, message) = if held.bytes.len() > LARGE {
         let bytes = held.bytes.clone();

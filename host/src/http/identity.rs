@@ -46,8 +46,8 @@ pub enum Source {
 pub enum Presented {
     /// Verified by the proxy and by its chain.
     Certificate(Box<Certificate>),
-    /// A signature that still waits for the body it covers. The chain of its certificate is verified: who has none of the authority's
-    /// cannot make the server hold a body.
+    /// A signature that still waits for the body it covers. The chain of its certificate is verified: who has never
+    /// seen one of the authority's cannot make the server hold a body.
     Signature(Box<DetachedSignature>),
 }
 

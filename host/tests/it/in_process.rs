@@ -69,7 +69,7 @@ impl Server {
         }
         panic!(
             "the outbox did not become empty: {:#?}",
-            self.running.storage.dead_letters(&wasmdm_protocol::enrollment::TenantId::default(), 10).await
+            self.running.storage.dead_letters(&wasmdm_protocol::enrollment::TenantId::default(), None, 10).await
         );
     }
 

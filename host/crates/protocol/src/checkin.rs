@@ -4,6 +4,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::declarative_management::status_without_secrets;
 use crate::enrollment::{DeviceFacts, Enrollment};
 use crate::fields::{FieldError, Fields, MAX_TEXT};
 use crate::plist::{self, Dictionary, PlistError, Value};
@@ -206,11 +207,17 @@ impl CheckInMessage {
     /// # Ok::<(), wasmdm_protocol::checkin::CheckInError>(())
     /// ```
     pub fn parse(raw: Bytes) -> Result<Self, CheckInError> {
-        let document = plist::parse(&raw)?;
+        let mut document = plist::parse(&raw)?;
         let fields = Fields::of(&document).ok_or_else(|| PlistError::Malformed("it is not a dictionary".into()))?;
         let check_in = read(fields)?;
         let enrollment = fields.identifiers()?.resolve().map_err(FieldError::from)?;
         let facts = fields.facts();
+        // JSON within the property list: who looks for secrets in the document would not find them there.
+        if let (CheckIn::DeclarativeManagement(asked), Value::Dictionary(entries)) = (&check_in, &mut document)
+            && let Some(data) = &asked.data
+        {
+            entries.insert("Data".into(), Value::Data(status_without_secrets(data)));
+        }
         Ok(Self { enrollment, facts, check_in, document, raw })
     }
 }

@@ -52,6 +52,32 @@ impl EndpointPath {
     }
 }
 
+/// Status items that are secrets (`mdm.push-magic`, `mdm.push-token`, `enhanced-logging.applecare-token`), by the last part of their name.
+const SECRET_ITEMS: [&str; 3] = ["applecare-token", "push-magic", "push-token"];
+
+/// A status report without its secrets; nothing, if it cannot be read.
+pub fn status_without_secrets(data: &[u8]) -> Vec<u8> {
+    fn clean(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(entries) => {
+                for (key, value) in entries {
+                    if SECRET_ITEMS.contains(&key.rsplit('.').next().unwrap_or(key)) {
+                        *value = serde_json::Value::Null;
+                    } else {
+                        clean(value);
+                    }
+                }
+            }
+            serde_json::Value::Array(values) => values.iter_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    let Ok(mut report) = serde_json::from_slice::<serde_json::Value>(data) else { return Vec::new() };
+    let before = report.clone();
+    clean(&mut report);
+    if report == before { data.to_vec() } else { serde_json::to_vec(&report).unwrap_or_default() }
+}
+
 fn push_segment(path: &mut String, segment: &str) -> Result<(), EndpointError> {
     if segment.is_empty() {
         return Err(EndpointError("one of its parts is empty"));
@@ -68,7 +94,7 @@ fn push_segment(path: &mut String, segment: &str) -> Result<(), EndpointError> {
             decoded.push(value);
             // Writing to a string does not fail.
             let _ = write!(path, "%{value:02X}");
-        } else if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte) {
+        } else if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte) {
             decoded.push(byte);
             path.push(char::from(byte));
         } else {
@@ -79,7 +105,9 @@ fn push_segment(path: &mut String, segment: &str) -> Result<(), EndpointError> {
     if decoded.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b'/' | b'\\')) {
         return Err(EndpointError("one of its parts has a slash or a control character within"));
     }
-    if matches!(decoded.as_slice(), b"." | b"..") {
+    // Some servers cut off what follows a semicolon before they look for steps upwards.
+    let name = decoded.split(|byte| *byte == b';').next().unwrap_or_default();
+    if matches!(name, b"." | b"..") {
         return Err(EndpointError("it leads upwards"));
     }
     Ok(())
@@ -105,8 +133,21 @@ mod tests {
     fn what_a_path_cannot_hold_is_encoded_once() {
         let path = |text: &str| EndpointPath::parse(text).unwrap().as_str().to_owned();
         assert_eq!(path("declaration/asset/a?b#c d%zz"), "declaration/asset/a%3Fb%23c%20d%25zz");
+        assert_eq!(path("declaration/asset/a;b"), "declaration/asset/a%3Bb");
         assert_eq!(path("declaration/asset/a%20b"), "declaration/asset/a%20b");
         assert_eq!(path("declaration/asset/ü"), "declaration/asset/%C3%BC");
+    }
+
+    #[test]
+    fn secrets_are_cut_out_of_a_status_report_and_the_rest_stays() {
+        let report = br#"{"StatusItems": {"mdm": {"push-magic": "m", "push-token": "t"}, "device": {"model": "Mac"}}, "a": [{"mdm.push-token": 1}]}"#;
+        let cleaned: serde_json::Value = serde_json::from_slice(&status_without_secrets(report)).unwrap();
+        assert_eq!(cleaned["StatusItems"]["mdm"]["push-magic"], serde_json::Value::Null);
+        assert_eq!(cleaned["a"][0]["mdm.push-token"], serde_json::Value::Null);
+        assert_eq!(cleaned["StatusItems"]["device"]["model"], "Mac");
+        let harmless = br#"{ "StatusItems":{} }"#;
+        assert_eq!(status_without_secrets(harmless), harmless);
+        assert_eq!(status_without_secrets(b"push-magic"), b"");
     }
 
     #[test]
@@ -122,6 +163,8 @@ mod tests {
             "declaration/../../admin",
             "declaration/%2e%2E/admin",
             "declaration/.%2e/admin",
+            "declaration/..;/..;a=b/admin",
+            "declaration/%2e%2e%3B/admin",
             "declaration/asset/a%2Fb",
             "declaration/asset/..\\admin",
             "declaration/asset/a%5c..",

@@ -22,6 +22,7 @@ const SECRET_KEYS: &[&str] = &[
     "BootstrapToken",             // SetBootstrapToken, answers of GetBootstrapToken and ReturnToService
     "BypassCode",                 // short form of the above in other servers' documents
     "Challenge",                  // SCEP and ACME payloads
+    "Configuration",              // result of ManagedApplicationConfiguration: whatever an app is configured with
     "CurrentPassword",            // commands SetFirmwarePassword, SetRecoveryLock
     "DigestResponse",             // UserAuthenticate
     "EncryptedNewRecoveryKey",    // result of RotateFileVaultKey

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use wasmdm_protocol::checkin::{CheckIn, CheckInMessage};
+use wasmdm_protocol::report::{Report, Status};
+use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::Storage;
 use wasmdm_storage::device_messages::DeviceMessage;
 use wasmdm_storage::events::CheckInHeard;
@@ -24,11 +26,21 @@ use crate::in_flight::InFlight;
 use crate::message::{DeviceRequest, Message};
 use crate::reply::{Refusal, Reply};
 
+/// Hears of Idle polls, which leave no trace in the database.
+pub trait PollListener: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether it wants to.
+    fn listens(&self) -> bool;
+    /// Must not wait: what it cannot take is lost.
+    fn polled(&self, message: DeviceMessage, at: Timestamp);
+}
+
 /// What a server may be set up with, or not.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Who answers declarative management; without it, 404 (and a status report is taken and dropped).
     pub declarative_management: Option<Arc<dyn DeclarativeManagement>>,
+    /// Who hears of polls.
+    pub poll_listener: Option<Arc<dyn PollListener>>,
     /// Users of Macs are managed, without a proof of who they are; otherwise they are declined.
     pub zero_length_digest_challenge: bool,
 }
@@ -97,42 +109,54 @@ impl Core {
 impl Service for Core {
     fn handle(&self, request: DeviceRequest, message: Message) -> BoxFuture<'_, Result<Reply, Refusal>> {
         Box::pin(async move {
-            if !self.storage.wants_messages(&request.tenant) {
-                return self.answer(request, message).await;
-            }
-            match device_message(&request, &message) {
-                Some(heard) => {
-                    let core = Self { storage: self.storage.on_behalf_of(heard), ..self.clone() };
-                    core.answer(request, message).await
+            let on_behalf_of = match &message {
+                Message::CheckIn(check_in) => {
+                    let heard = || check_in_message(&request, check_in);
+                    self.storage.on_behalf_of(&request.tenant, check_in.check_in.message_type(), None, heard)
                 }
+                Message::Report(report) if report.status == Status::Idle => {
+                    // A poll stays free of writes.
+                    if let Some(listener) = self.options.poll_listener.as_ref().filter(|listener| listener.listens()) {
+                        listener.polled(report_message(&request, report), self.clock.now());
+                    }
+                    None
+                }
+                Message::Report(report) => {
+                    let heard = || report_message(&request, report);
+                    self.storage.on_behalf_of(&request.tenant, CONNECT, Some(report.status.as_str()), heard)
+                }
+                // It says nothing that could be believed, so nobody is told.
+                Message::Malformed(_) => None,
+            };
+            match on_behalf_of {
+                Some(storage) => Self { storage, ..self.clone() }.answer(request, message).await,
                 None => self.answer(request, message).await,
             }
         })
     }
 }
 
-/// What receivers of messages hear of; a malformed one says nothing that could be believed.
-fn device_message(request: &DeviceRequest, message: &Message) -> Option<DeviceMessage> {
-    let url_params = request.url_params.clone();
-    match message {
-        Message::CheckIn(check_in) => Some(DeviceMessage {
-            enrollment: check_in.enrollment.clone(),
-            message_type: check_in.check_in.message_type(),
-            status: None,
-            command_uuid: None,
-            document: check_in.document.clone(),
-            raw: check_in.raw.clone(),
-            url_params,
-        }),
-        Message::Report(report) => Some(DeviceMessage {
-            enrollment: report.enrollment.clone(),
-            message_type: "Connect",
-            status: Some(report.status.as_str().to_owned()),
-            command_uuid: report.command_uuid.clone(),
-            document: report.document.clone(),
-            raw: report.raw.clone(),
-            url_params,
-        }),
-        Message::Malformed(_) => None,
+/// NanoMDM's name of reports and polls.
+const CONNECT: &str = "Connect";
+
+fn check_in_message(request: &DeviceRequest, check_in: &CheckInMessage) -> DeviceMessage {
+    DeviceMessage {
+        enrollment: check_in.enrollment.clone(),
+        status: None,
+        command_uuid: None,
+        document: check_in.document.clone(),
+        raw: check_in.raw.clone(),
+        url_params: request.url_params.clone(),
+    }
+}
+
+fn report_message(request: &DeviceRequest, report: &Report) -> DeviceMessage {
+    DeviceMessage {
+        enrollment: report.enrollment.clone(),
+        status: Some(report.status.as_str().to_owned()),
+        command_uuid: report.command_uuid.clone(),
+        document: report.document.clone(),
+        raw: report.raw.clone(),
+        url_params: request.url_params.clone(),
     }
 }

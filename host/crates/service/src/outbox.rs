@@ -3,8 +3,8 @@
 //! What is leased is a partition (one device of one subscriber), so its events arrive in order and one at a time, while partitions go in
 //! parallel. An acknowledgement and the effects of its handler commit together. Retry and dead letters are decided here.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,9 @@ const GIVE_UP: Duration = Duration::from_hours(72);
 /// A look at the database even if nothing was announced: another node may have written.
 const LOOK: Duration = Duration::from_secs(5);
 
+/// So many failures in a row are the subscriber's, not an event's: the first success after them wakes what waits for it.
+const OUTAGE: u32 = 3;
+
 /// A number in `0.0..1.0`, for the jitter of retries.
 pub type Jitter = Arc<dyn Fn() -> f64 + Send + Sync>;
 
@@ -56,8 +59,8 @@ pub struct Outbox {
     jitter: Jitter,
     workers: Arc<Semaphore>,
     idle_again: Notify,
-    /// Subscribers whose last delivery failed: their first success wakes those that wait.
-    failing: Mutex<HashSet<(TenantId, String)>>,
+    /// Failures since the last success of each subscriber that had one.
+    failing: Mutex<HashMap<(TenantId, String), u32>>,
     /// Partitions that are being served, of each subscriber.
     serving: Mutex<HashMap<(TenantId, String), u32>>,
 }
@@ -87,7 +90,7 @@ impl Outbox {
             jitter,
             workers: Arc::new(Semaphore::new(WORKERS)),
             idle_again: Notify::new(),
-            failing: Mutex::new(HashSet::new()),
+            failing: Mutex::new(HashMap::new()),
             serving: Mutex::new(HashMap::new()),
         })
     }
@@ -134,7 +137,7 @@ impl Outbox {
         let leases = self.storage.claim(claim).await?;
         if leases.is_empty() {
             // Nothing is due now, so whatever is known to be due lies ahead (or is leased by a worker, which announces its end).
-            let partition = self.storage.outbox_due().await?.filter(|due| *due > now);
+            let partition = self.storage.outbox_due_after(now).await?;
             return Ok(Look::Until([timer, partition].into_iter().flatten().min()));
         }
         for lease in leases {
@@ -165,7 +168,13 @@ impl Outbox {
 
     /// How many more partitions the subscribers may have that are served already or fail.
     fn shares(&self) -> HashMap<(TenantId, String), u32> {
-        let mut shares: HashMap<_, _> = self.failing.lock().iter().map(|subscriber| (subscriber.clone(), SHARE_OF_FAILING)).collect();
+        let mut shares: HashMap<_, _> = self
+            .failing
+            .lock()
+            .iter()
+            .filter(|(_, failures)| **failures >= OUTAGE)
+            .map(|(subscriber, _)| (subscriber.clone(), SHARE_OF_FAILING))
+            .collect();
         for (subscriber, serving) in &*self.serving.lock() {
             let share = shares.entry(subscriber.clone()).or_insert(SHARE);
             *share = share.saturating_sub(*serving);
@@ -226,7 +235,10 @@ impl Outbox {
                 if retryable && !overdue {
                     // A plugin that asks for no wait at all would keep a worker and the disk busy.
                     let wait = retry_after.map_or_else(|| self.backoff(delivery.attempt), |wait| wait.max(FIRST_RETRY)).min(LONGEST_RETRY);
-                    self.failing.lock().insert(subscriber_of(lease));
+                    let mut failing = self.failing.lock();
+                    let failures = failing.entry(subscriber_of(lease)).or_default();
+                    *failures = failures.saturating_add(1);
+                    drop(failing);
                     (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", Vec::new())
                 } else {
                     (Completion::Dead { error, by }, "dead", Vec::new())
@@ -249,7 +261,8 @@ impl Outbox {
         let succeeded = matches!(completion, Completion::Done { .. });
         match self.storage.complete(lease, delivery, completion, now).await? {
             Completed::Stored { released } => {
-                if succeeded && self.failing.lock().remove(&subscriber_of(lease)) {
+                // One event that fails among others that do not is not helped by trying it again at once.
+                if succeeded && self.failing.lock().remove(&subscriber_of(lease)).is_some_and(|failures| failures >= OUTAGE) {
                     self.storage.wake_subscriber(&lease.tenant, &lease.subscriber, now).await?;
                 }
                 if !commands.is_empty() {

@@ -3,7 +3,7 @@
 //! A command's state is `queued`, `reviewing` or `held` before it goes out, `sent` or `not-now` while the device has it, and
 //! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
 
-use crate::device_messages::heard;
+use crate::device_messages::{heard, heard_orphan};
 use crate::enrollments::{configuration_released, is_known};
 use crate::events::{Cause, Happened, digest, emit, redacted, wanted};
 use crate::memory::Change;
@@ -210,7 +210,7 @@ impl Storage {
     /// An Idle poll: clears `NotNow` marks (if there are any), then offers the next command. With `reoffer_sent` one that was sent and not
     /// answered comes again first. Nothing pending: no database work at all on SQLite.
     pub async fn poll(&self, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
-        if self.message.is_none() && !self.inner.memory.is_pending(id) {
+        if !self.inner.memory.is_pending(id) {
             return Ok(None);
         }
         let (tenant, id) = (tenant.clone(), id.clone());
@@ -231,8 +231,10 @@ impl Storage {
                 let (recorded, whose) = report_of(tx, &input).await?;
                 // A device that reports the same again has not read the answer, and so not the command in it: that one comes first.
                 let reoffer_sent = recorded == Recorded::Repeated;
-                if recorded != Recorded::Refused {
-                    heard(tx, &input.tenant, &whose, None, input.now).await?;
+                match recorded {
+                    Recorded::Refused => {}
+                    Recorded::Orphan => heard_orphan(tx, &input.tenant, &whose, input.now).await?,
+                    Recorded::Final | Recorded::NotNow | Recorded::Repeated => heard(tx, &input.tenant, &whose, None, input.now).await?,
                 }
                 let next =
                     if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &whose, reoffer_sent, input.now).await? } else { None };
@@ -526,11 +528,6 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
 }
 
 async fn poll(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
-    heard(tx, tenant, id, None, now).await?;
-    if !tx.memory.is_pending(id) {
-        // It is here only to be heard.
-        return Ok(None);
-    }
     tx.run(CLEAR_NOT_NOW, args![now.as_millis(), id.as_str()]).await?;
     next(tx, tenant, id, reoffer_sent, now).await
 }

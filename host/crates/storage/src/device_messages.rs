@@ -2,12 +2,13 @@
 //!
 //! A receiver gets the message itself, so its event is made where the message is at hand: [`Storage::on_behalf_of`] makes a handle whose
 //! writes know the message, and each change that a message causes tells of it by [`heard`] in its own transaction. The topics are
-//! NanoMDM's (`mdm.Authenticate`, `mdm.Connect`); those that begin with `mdm+secrets.` are the same with the message to the byte.
+//! NanoMDM's (`mdm.Authenticate`, `mdm.Connect`); those that begin with `mdm+secrets.` are the same with the message to the byte. An Idle
+//! is no such message: a poll must stay free of writes.
 
 use crate::Storage;
+use crate::StorageError;
 use crate::events::{Cause, Happened, emit};
 use crate::writer::Tx;
-use crate::{StorageError, memory::Subscribed};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -19,17 +20,18 @@ use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, TenantId};
 use wasmdm_protocol::plist;
 use wasmdm_protocol::time::Timestamp;
 
-/// The topics of messages without their secrets, and with them.
-const TOPICS: [(&str, bool); 2] = [("mdm.", false), ("mdm+secrets.", true)];
+/// The beginnings of the topics of messages without their secrets, and with them.
+const WITHOUT_SECRETS: &str = "mdm.";
+const WITH_SECRETS: &str = "mdm+secrets.";
+/// Of a report that belongs to no command; a device could fill the disk with them.
+const LONGEST_ORPHAN: usize = 1024 * 1024;
 
 /// What a device has sent.
 #[derive(Clone)]
 pub struct DeviceMessage {
     /// Who sent it.
     pub enrollment: Enrollment,
-    /// The MessageType; `Connect` for a report and an Idle.
-    pub message_type: &'static str,
-    /// Of a report.
+    /// Of a report or a poll.
     pub status: Option<String>,
     /// Of a report.
     pub command_uuid: Option<String>,
@@ -44,13 +46,14 @@ pub struct DeviceMessage {
 /// Without what it says.
 impl fmt::Debug for DeviceMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceMessage").field("enrollment", &self.enrollment).field("message_type", &self.message_type).finish_non_exhaustive()
+        f.debug_struct("DeviceMessage").field("enrollment", &self.enrollment).field("status", &self.status).finish_non_exhaustive()
     }
 }
 
 impl DeviceMessage {
-    /// NanoMDM's event, but for what is of the delivery: `topic`, `event_id`, `created_at`.
-    fn event(&self, with_secrets: bool, tally: Option<u32>) -> Value {
+    /// NanoMDM's event, but for what is of the delivery (`topic`, `event_id`, `created_at`) and for `token_update_tally`. A `redacted` beside it
+    /// says that the message is not to the byte.
+    pub fn event(&self, with_secrets: bool) -> Value {
         let mut ids = Map::new();
         ids.insert("id".to_owned(), self.enrollment.id.as_str().into());
         ids.insert("type".to_owned(), self.enrollment.kind.nanomdm_name().into());
@@ -65,45 +68,87 @@ impl DeviceMessage {
                 event.insert(name.to_owned(), value.into());
             }
         }
-        let payload = if with_secrets { self.raw.clone() } else { plist::to_xml(&wasmdm_protocol::json::without_secrets(&self.document)) };
+        let cleaned = Some(wasmdm_protocol::json::without_secrets(&self.document)).filter(|cleaned| !with_secrets && *cleaned != self.document);
+        let payload = cleaned.as_ref().map_or_else(|| self.raw.clone(), plist::to_xml);
         event.insert("raw_payload".to_owned(), STANDARD.encode(payload).into());
         if !self.url_params.is_empty() {
             event.insert("url_params".to_owned(), json!(self.url_params));
         }
-        if let Some(tally) = tally {
-            event.insert("token_update_tally".to_owned(), tally.into());
+        let name = match &self.status {
+            None => "checkin_event",
+            Some(status) => {
+                event.insert("status".to_owned(), status.as_str().into());
+                if let Some(command_uuid) = &self.command_uuid {
+                    event.insert("command_uuid".to_owned(), command_uuid.as_str().into());
+                }
+                "acknowledge_event"
+            }
+        };
+        let mut whole = Map::new();
+        whole.insert(name.to_owned(), event.into());
+        if cleaned.is_some() {
+            whole.insert("redacted".to_owned(), true.into());
         }
-        let Some(status) = &self.status else { return json!({ "checkin_event": event }) };
-        event.insert("status".to_owned(), status.as_str().into());
-        if let Some(command_uuid) = &self.command_uuid {
-            event.insert("command_uuid".to_owned(), command_uuid.as_str().into());
-        }
-        json!({ "acknowledge_event": event })
+        whole.into()
+    }
+}
+
+/// A message as the events that somebody wants of it.
+pub(crate) struct HeardMessage {
+    status: Option<String>,
+    length: usize,
+    /// Topic and data.
+    events: Vec<(String, Value)>,
+}
+
+/// Without what they say.
+impl fmt::Debug for HeardMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeardMessage").field("length", &self.length).finish_non_exhaustive()
     }
 }
 
 impl Storage {
-    /// Whether anybody wants to hear of devices' messages.
-    pub fn wants_messages(&self, tenant: &TenantId) -> bool {
-        let wants = |line: &Subscribed| line.subscription.topics.iter().any(|topic| TOPICS.iter().any(|(prefix, _)| topic.starts_with(prefix)));
-        !self.inner.memory.subscribed(tenant, wants).is_empty()
-    }
-
-    /// A handle whose writes are on behalf of that message.
-    #[must_use]
-    pub fn on_behalf_of(&self, message: DeviceMessage) -> Self {
-        Self { inner: Arc::clone(&self.inner), message: Some(Arc::new(message)) }
+    /// A handle whose writes are on behalf of that message, where somebody wants to hear of it. The work that a long message makes is done
+    /// here, and not in the transaction. `message` is asked for only if need be.
+    pub fn on_behalf_of(&self, tenant: &TenantId, message_type: &str, status: Option<&str>, message: impl FnOnce() -> DeviceMessage) -> Option<Self> {
+        let wanted: Vec<(String, bool)> = [(WITHOUT_SECRETS, false), (WITH_SECRETS, true)]
+            .into_iter()
+            .map(|(prefix, with_secrets)| (format!("{prefix}{message_type}"), with_secrets))
+            .filter(|(topic, _)| self.is_wanted(tenant, topic, status))
+            .collect();
+        if wanted.is_empty() {
+            return None;
+        }
+        let message = message();
+        let events = wanted.into_iter().map(|(topic, with_secrets)| (topic, message.event(with_secrets))).collect();
+        let heard = HeardMessage { status: message.status, length: message.raw.len(), events };
+        Some(Self { inner: Arc::clone(&self.inner), message: Some(Arc::new(heard)) })
     }
 }
 
 /// Tells of the message that the transaction's member is on behalf of, if it is of one.
 pub(crate) async fn heard(tx: &mut Tx, tenant: &TenantId, who: &EnrollmentId, tally: Option<u32>, at: Timestamp) -> Result<(), StorageError> {
     let Some(message) = tx.message.clone() else { return Ok(()) };
-    for (prefix, with_secrets) in TOPICS {
-        let topic = format!("{prefix}{}", message.message_type);
-        let request_type = message.status.as_deref();
-        let happened = Happened { tenant, topic: &topic, request_type, at, who: Some(who), cause: &Cause::default() };
-        emit(tx, happened, || message.event(with_secrets, tally)).await?;
+    for (topic, data) in &message.events {
+        let happened = Happened { tenant, topic, request_type: message.status.as_deref(), at, who: Some(who), cause: &Cause::default() };
+        let with_tally = || {
+            let mut data = data.clone();
+            if let (Some(tally), Some(Value::Object(event))) = (tally, data.get_mut("checkin_event")) {
+                event.insert("token_update_tally".to_owned(), tally.into());
+            }
+            data
+        };
+        emit(tx, happened, with_tally).await?;
     }
     Ok(())
+}
+
+/// As [`heard`], for a report that belongs to no command.
+pub(crate) async fn heard_orphan(tx: &mut Tx, tenant: &TenantId, who: &EnrollmentId, at: Timestamp) -> Result<(), StorageError> {
+    if tx.message.as_ref().is_some_and(|message| message.length > LONGEST_ORPHAN) {
+        tracing::warn!(enrollment.id = %who, "A long report of enrollment {who} belongs to no command; receivers of messages are not told");
+        return Ok(());
+    }
+    heard(tx, tenant, who, None, at).await
 }

@@ -343,9 +343,9 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         }
     }
     let is_known = known.is_some();
-    // A device whose first Authenticate was not answered sends it again: it is as new as before.
+    // A device whose first Authenticate was not answered sends it again, with the same certificate: it is as new as before.
     let re_enrolling = match &known {
-        Some(known) => state(&known.text(2)?)? != EnrollmentState::Enrolling || known.flag(5)?,
+        Some(known) => bound.is_none() || state(&known.text(2)?)? != EnrollmentState::Enrolling || known.flag(5)?,
         None => false,
     };
     let sound = match effects::check_decision(tx, &message.effects, *now).await? {

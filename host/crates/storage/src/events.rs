@@ -62,10 +62,10 @@ pub struct EnrollmentRecord {
 }
 
 impl EnrollmentRecord {
-    /// Whether a device that authenticates now enrolls anew. One whose first Authenticate was not answered, and which sends it again, is as
-    /// new as before.
-    pub fn would_re_enroll(&self) -> bool {
-        self.state != EnrollmentState::Enrolling || self.re_enrolling
+    /// Whether a device that authenticates now enrolls anew. One whose first Authenticate was not answered, and which sends it again with the
+    /// same certificate, is as new as before.
+    pub fn would_re_enroll(&self, same_certificate: bool) -> bool {
+        !same_certificate || self.state != EnrollmentState::Enrolling || self.re_enrolling
     }
 }
 
@@ -305,8 +305,7 @@ impl Storage {
     /// Tells whoever wants it of a check-in that changes nothing here: the raw event `checkin.…`. Without a subscriber nothing is written.
     /// A user who has no channel yet speaks for the device.
     pub async fn check_in_heard(&self, heard: CheckInHeard) -> Result<(), StorageError> {
-        let wanted = |line: &Subscribed| matches_any(&line.subscription, &heard.topic, None);
-        if self.message.is_none() && self.inner.memory.subscribed(&heard.tenant, wanted).is_empty() {
+        if self.message.is_none() && !self.is_wanted(&heard.tenant, &heard.topic, None) {
             return Ok(());
         }
         let heard = Arc::new(heard);
@@ -321,6 +320,11 @@ impl Storage {
             })
         })
         .await
+    }
+
+    /// Whether anybody subscribes to the topic.
+    pub(crate) fn is_wanted(&self, tenant: &TenantId, topic: &str, request_type: Option<&str>) -> bool {
+        !self.inner.memory.subscribed(tenant, |line| matches_any(&line.subscription, topic, request_type)).is_empty()
     }
 
     pub(crate) async fn records(&self, sql: &'static str, args: sql::Args) -> Result<Vec<EnrollmentRecord>, StorageError> {

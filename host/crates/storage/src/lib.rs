@@ -56,7 +56,7 @@ use wasmdm_protocol::time::Timestamp;
 pub struct Storage {
     inner: Arc<Inner>,
     /// What the writes of this handle are on behalf of.
-    message: Option<Arc<device_messages::DeviceMessage>>,
+    message: Option<Arc<device_messages::HeardMessage>>,
 }
 
 #[derive(Debug)]

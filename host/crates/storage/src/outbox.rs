@@ -137,8 +137,14 @@ pub struct DeadLetter {
     pub subscriber: String,
     /// Through what.
     pub interface: String,
-    /// What happened.
-    pub event: Event,
+    /// Of which event.
+    pub event_id: String,
+    /// The event's topic.
+    pub topic: String,
+    /// When that happened.
+    pub occurred_at: Timestamp,
+    /// The event's enrollment.
+    pub enrollment: Option<String>,
     /// How often it was tried.
     pub attempts: u32,
     /// Why the last one failed.
@@ -274,19 +280,28 @@ impl Storage {
         .await
     }
 
-    /// Makes the waiting partitions of a subscriber due (a success to its destination, a reload).
+    /// Makes waiting partitions of a subscriber due, those first that would be next, at most 1,000 (a success to its destination, a reload).
     pub async fn wake_subscriber(&self, tenant: &TenantId, subscriber: &str, now: Timestamp) -> Result<(), StorageError> {
         let (tenant, subscriber) = (tenant.clone(), subscriber.to_owned());
         self.write(Class::Background, move |tx| {
             let (tenant, subscriber) = (tenant.clone(), subscriber.clone());
             Box::pin(async move {
-                if tx.run(WAKE, args![now.as_millis(), tenant.as_str(), subscriber.as_str(), now.as_millis()]).await? > 0 {
+                if tx
+                    .run(WAKE, args![now.as_millis(), tenant.as_str(), subscriber.as_str(), tenant.as_str(), subscriber.as_str(), now.as_millis()])
+                    .await?
+                    > 0
+                {
                     tx.after_commit(Change::Outbox);
                 }
                 Ok(Outcome::Commit(()))
             })
         })
         .await
+    }
+
+    /// When the next partition may be claimed that may not be claimed at `now`.
+    pub async fn outbox_due_after(&self, now: Timestamp) -> Result<Option<Timestamp>, StorageError> {
+        self.read_one(SELECT_DUE_AFTER, args![now.as_millis()]).await?.map_or(Ok(None), |row| row.opt_time(0))
     }
 
     /// When the next partition may be claimed; `None`: nothing waits.
@@ -308,9 +323,9 @@ impl Storage {
         Ok((u64::from(row.count(0)?), oldest.map_or(Duration::ZERO, |oldest| now.since(oldest))))
     }
 
-    /// Newest first.
-    pub async fn dead_letters(&self, tenant: &TenantId, limit: u32) -> Result<Vec<DeadLetter>, StorageError> {
-        let rows = self.read_all(SELECT_DEAD, args![tenant.as_str(), i64::from(limit)]).await?;
+    /// Newest first; `before` is the sequence of the last one of the page before. Without what the events say, which may be long.
+    pub async fn dead_letters(&self, tenant: &TenantId, before: Option<i64>, limit: u32) -> Result<Vec<DeadLetter>, StorageError> {
+        let rows = self.read_all(SELECT_DEAD, args![tenant.as_str(), before.unwrap_or(i64::MAX), i64::from(limit)]).await?;
         rows.iter()
             .map(|row| {
                 Ok(DeadLetter {
@@ -320,14 +335,19 @@ impl Storage {
                     attempts: row.count(3)?,
                     error: row.opt_blob(4)?.map(sealed::open_text).transpose()?.unwrap_or_default(),
                     at: row.time(5)?,
-                    event: event(row, 6)?,
+                    event_id: row.text(6)?,
+                    topic: row.text(7)?,
+                    occurred_at: row.time(8)?,
+                    enrollment: row.opt_text(9)?,
                 })
             })
             .collect()
     }
 
-    /// Puts dead letters back, at the end of their partitions. Answers how many there were.
+    /// Puts dead letters back, at the end of their partitions, in the order in which they happened. Answers how many there were.
     pub async fn replay_dead_letters(&self, tenant: &TenantId, sequences: &[i64], now: Timestamp) -> Result<u64, StorageError> {
+        let mut sequences = sequences.to_vec();
+        sequences.sort_unstable();
         let (tenant, sequences): (_, Arc<[i64]>) = (tenant.clone(), sequences.into());
         self.write(Class::Answer, move |tx| {
             let (tenant, sequences) = (tenant.clone(), Arc::clone(&sequences));
@@ -384,8 +404,10 @@ pub(crate) const RELEASE: &str = "UPDATE partitions SET lease_owner = NULL, read
     WHERE d.tenant_id = partitions.tenant_id AND d.subscriber = partitions.subscriber AND d.interface = partitions.interface \
     AND d.partition_key = partitions.partition_key AND d.is_open = 1) THEN COALESCE(backoff_until, ?) ELSE NULL END \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
-const WAKE: &str = "UPDATE partitions SET backoff_until = NULL, ready_at = ? \
-    WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NULL AND ready_at > ?";
+// Not all of a long backlog at once: the rest comes by its own times.
+const WAKE: &str = "UPDATE partitions SET backoff_until = NULL, ready_at = ? WHERE tenant_id = ? AND subscriber = ? AND lease_owner IS NULL \
+    AND (interface, partition_key) IN (SELECT w.interface, w.partition_key FROM partitions w WHERE w.tenant_id = ? AND w.subscriber = ? \
+    AND w.lease_owner IS NULL AND w.ready_at > ? ORDER BY w.ready_at LIMIT 1000)";
 // When nothing of the partition waits any more.
 pub(crate) const RELEASE_IF_EMPTY: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = NULL, backoff_until = NULL \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ? \
@@ -394,6 +416,7 @@ pub(crate) const RELEASE_IF_EMPTY: &str = "UPDATE partitions SET lease_owner = N
 // Until the next attempt.
 const RELEASE_UNTIL: &str = "UPDATE partitions SET lease_owner = NULL, ready_at = ?, backoff_until = ? \
     WHERE tenant_id = ? AND subscriber = ? AND interface = ? AND partition_key = ? AND lease_owner = ? AND lease_epoch = ?";
+pub(crate) const SELECT_DUE_AFTER: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at > ?";
 const FREE_LEASES: &str =
     "UPDATE partitions SET lease_owner = NULL, ready_at = COALESCE(backoff_until, ?) WHERE lease_owner IS NOT NULL AND ready_at IS NOT NULL";
 pub(crate) const SELECT_DUE: &str = "SELECT MIN(ready_at) FROM partitions WHERE ready_at IS NOT NULL";
@@ -408,13 +431,12 @@ const FINISH: &str =
 const FAIL: &str = "UPDATE deliveries SET attempts = attempts + 1, conflicts = 0, first_failed_at = COALESCE(first_failed_at, ?), \
     last_error = ?, handled_by = ? WHERE sequence = ?";
 // The time that it is put off does not count towards giving it up.
-const POSTPONE: &str =
-    "UPDATE deliveries SET conflicts = 0, first_failed_at = first_failed_at + ?, last_error = ?, handled_by = ? WHERE sequence = ?";
+const POSTPONE: &str = "UPDATE deliveries SET conflicts = 0, first_failed_at = CASE WHEN first_failed_at + ? < ? THEN first_failed_at + ? ELSE ? END, last_error = ?, handled_by = ? WHERE sequence = ?";
 const COUNT_CONFLICT: &str = "UPDATE deliveries SET conflicts = conflicts + 1 WHERE sequence = ?";
 pub(crate) const SELECT_LAG: &str = "SELECT COUNT(*), MIN(created_at) FROM deliveries WHERE is_open = 1";
 const SELECT_DEAD: &str = "SELECT d.sequence, d.subscriber, d.interface, d.attempts, d.last_error, d.finished_at, \
-    e.id, e.tenant_id, e.topic, e.occurred_at, e.who, e.data, e.hops FROM deliveries d JOIN events e ON e.id = d.event_id \
-    WHERE d.tenant_id = ? AND d.state = 'dead' ORDER BY d.sequence DESC LIMIT ?";
+    e.id, e.topic, e.occurred_at, e.enrollment_id FROM deliveries d JOIN events e ON e.id = d.event_id \
+    WHERE d.tenant_id = ? AND d.state = 'dead' AND d.sequence < ? ORDER BY d.sequence DESC LIMIT ?";
 const SELECT_TO_REPLAY: &str =
     "SELECT subscriber, interface, partition_key, event_id FROM deliveries WHERE sequence = ? AND tenant_id = ? AND state = 'dead'";
 const DELETE_DELIVERY: &str = "DELETE FROM deliveries WHERE sequence = ?";
@@ -590,7 +612,7 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
                 tx.run(FAIL, args![now.as_millis(), error, by.to_string(), *sequence]).await?;
             } else {
                 let wait = at.as_millis().saturating_sub(now.as_millis()).max(0);
-                tx.run(POSTPONE, args![wait, error, by.to_string(), *sequence]).await?;
+                tx.run(POSTPONE, args![wait, now.as_millis(), wait, now.as_millis(), error, by.to_string(), *sequence]).await?;
             }
             tx.run(RELEASE_UNTIL, of_lease(args![at.as_millis(), at.as_millis()], lease)).await?;
             tx.after_commit(Change::Outbox);

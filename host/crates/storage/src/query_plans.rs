@@ -25,6 +25,7 @@ const HOT: &[(&str, &str)] = &[
     (outbox::SELECT_NEXT_SUBSCRIBER, "partitions_ready_of"),
     (outbox::RELEASE_IF_EMPTY, "deliveries_partition"),
     (outbox::SELECT_DUE, "partitions_ready"),
+    (outbox::SELECT_DUE_AFTER, "partitions_ready"),
     (outbox::SELECT_DELIVERY, "deliveries_partition"),
     (outbox::SELECT_LAG, "deliveries_open"),
     (outbox::RELEASE, "deliveries_partition"),

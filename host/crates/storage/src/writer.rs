@@ -5,7 +5,7 @@
 //! is taken out and run alone, and the others run again without it. Most groups have no failure, so members carry no savepoint each.
 
 use crate::StorageError;
-use crate::device_messages::DeviceMessage;
+use crate::device_messages::HeardMessage;
 use crate::dialect::Dialect;
 use crate::memory::{Change, Memory};
 use crate::sql::{Args, Db};
@@ -54,7 +54,7 @@ pub(crate) struct Tx {
     dialect: Dialect,
     pub(crate) memory: Arc<Memory>,
     /// What the member that runs is on behalf of.
-    pub(crate) message: Option<Arc<DeviceMessage>>,
+    pub(crate) message: Option<Arc<HeardMessage>>,
     /// Statements that may have changed something, in this transaction.
     writes: usize,
     /// What is kept in memory follows when the commit has returned.

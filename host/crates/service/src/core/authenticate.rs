@@ -5,7 +5,6 @@ use wasmdm_protocol::checkin::{Authenticate, CheckInMessage};
 use wasmdm_storage::audit::AuditRow;
 use wasmdm_storage::effects::Applied;
 use wasmdm_storage::enrollments::{self, Authenticated};
-use wasmdm_storage::events::EnrollmentRecord;
 
 use super::Core;
 use crate::enrollment_policy::{Candidate, Verdict};
@@ -37,7 +36,9 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            candidate.re_enrolling = known.as_ref().is_some_and(EnrollmentRecord::would_re_enroll);
+            let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
+            let same_certificate = bound.is_some_and(|bound| bound.enrollment == id && !bound.replaced);
+            candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(same_certificate));
             let answer = self.policy.decide(&candidate).await;
             let now = self.clock.now();
             let (quarantined_by, tags) = match answer.verdict {

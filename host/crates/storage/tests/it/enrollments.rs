@@ -95,6 +95,9 @@ pub(crate) async fn a_first_authenticate_that_is_sent_again_is_no_re_enrollment(
     for millis in [0, 5] {
         let done = database.try_authenticate(authenticate("A", "A", millis)).await;
         assert_eq!(done, Authenticated::Stored { re_enrolling: false });
+        // With another certificate it may be another device that says so.
+        let done = database.try_authenticate(authenticate("B", if millis == 0 { "B" } else { "B2" }, millis)).await;
+        assert_eq!(done, Authenticated::Stored { re_enrolling: millis != 0 });
     }
     database.token_update("A", 10).await;
     assert_eq!(database.drain(20).await[0].event.data["re_enrolling"], false);
