@@ -245,18 +245,18 @@ impl ServeOptions {
             intermediate: self.intermediate.or(file.intermediate),
             cert_header: self.cert_header.or(file.cert_header),
             trusted_proxies: if self.trusted_proxies.is_empty() { file.trusted_proxies } else { self.trusted_proxies },
-            api_key: or_of_two(&self.api_key, &self.api_key_file, file.api_key),
-            api_key_file: or_of_two(&self.api_key_file, &self.api_key, file.api_key_file),
+            api_key: or_of_two(self.api_key.as_ref(), self.api_key_file.as_ref(), file.api_key),
+            api_key_file: or_of_two(self.api_key_file.as_ref(), self.api_key.as_ref(), file.api_key_file),
             plugins: self.plugins.or(file.plugins),
             grants: self.grants.or(file.grants),
             dm: self.dm.or(file.dm),
-            dm_send_hmac_key: or_of_two(&self.dm_send_hmac_key, &self.dm_send_hmac_key_file, file.dm_send_hmac_key),
-            dm_send_hmac_key_file: or_of_two(&self.dm_send_hmac_key_file, &self.dm_send_hmac_key, file.dm_send_hmac_key_file),
-            dm_recv_hmac_key: or_of_two(&self.dm_recv_hmac_key, &self.dm_recv_hmac_key_file, file.dm_recv_hmac_key),
-            dm_recv_hmac_key_file: or_of_two(&self.dm_recv_hmac_key_file, &self.dm_recv_hmac_key, file.dm_recv_hmac_key_file),
+            dm_send_hmac_key: or_of_two(self.dm_send_hmac_key.as_ref(), self.dm_send_hmac_key_file.as_ref(), file.dm_send_hmac_key),
+            dm_send_hmac_key_file: or_of_two(self.dm_send_hmac_key_file.as_ref(), self.dm_send_hmac_key.as_ref(), file.dm_send_hmac_key_file),
+            dm_recv_hmac_key: or_of_two(self.dm_recv_hmac_key.as_ref(), self.dm_recv_hmac_key_file.as_ref(), file.dm_recv_hmac_key),
+            dm_recv_hmac_key_file: or_of_two(self.dm_recv_hmac_key_file.as_ref(), self.dm_recv_hmac_key.as_ref(), file.dm_recv_hmac_key_file),
             webhook_urls: if self.webhook_urls.is_empty() { file.webhook_urls } else { self.webhook_urls },
-            webhook_hmac_key: or_of_two(&self.webhook_hmac_key, &self.webhook_hmac_key_file, file.webhook_hmac_key),
-            webhook_hmac_key_file: or_of_two(&self.webhook_hmac_key_file, &self.webhook_hmac_key, file.webhook_hmac_key_file),
+            webhook_hmac_key: or_of_two(self.webhook_hmac_key.as_ref(), self.webhook_hmac_key_file.as_ref(), file.webhook_hmac_key),
+            webhook_hmac_key_file: or_of_two(self.webhook_hmac_key_file.as_ref(), self.webhook_hmac_key.as_ref(), file.webhook_hmac_key_file),
             webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
             webhook_secrets: self.webhook_secrets || file.webhook_secrets,
             ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
@@ -269,8 +269,8 @@ impl ServeOptions {
 }
 
 /// One way of giving a secret replaces the other, or a flag could not override a file.
-fn or_of_two<T: Clone, U>(given: &Option<T>, other_way: &Option<U>, file: Option<T>) -> Option<T> {
-    given.clone().or(if other_way.is_some() { None } else { file })
+fn or_of_two<T: Clone, U>(given: Option<&T>, other_way: Option<&U>, file: Option<T>) -> Option<T> {
+    given.cloned().or(if other_way.is_some() { None } else { file })
 }
 
 /// A secret that can be given or stand in a file.

@@ -51,7 +51,7 @@ const FLAGS: &[(&str, Meaning)] = &[
 /// A sentence that names the flag or the variable.
 pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsString>) -> Result<Vec<OsString>, String> {
     let is_serve = arguments.first().is_some_and(|first| first == "serve");
-    let is_nanomdm = arguments.first().and_then(|first| flag_of(first)).is_some();
+    let is_nanomdm = arguments.first().and_then(flag_of).is_some();
     if !is_serve && !is_nanomdm {
         return Ok(arguments);
     }

@@ -262,7 +262,7 @@ fn named(urls: &[Url]) -> BTreeMap<String, Url> {
     for url in urls {
         let place = format!("{}://{}:{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(0), url.path());
         let sha256 = digest::digest(&digest::SHA256, place.as_bytes());
-        let short: String = sha256.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let short = sha256.as_ref().iter().take(8).fold(String::new(), |short, byte| format!("{short}{byte:02x}"));
         let mut name = format!("{PREFIX}{short}");
         for number in 2.. {
             if !named.contains_key(&name) {

@@ -15,11 +15,14 @@ use wasmdm_simulator::{Authority, Connection, Device, Target};
 
 use crate::process::Home;
 
+/// Headers and body of a request.
+type Heard = (HeaderMap, Vec<u8>);
+
 /// A receiver, which answers what it is told to and then 200.
 #[derive(Clone, Default)]
 struct Receiver {
     answers: Arc<Mutex<Vec<StatusCode>>>,
-    heard: Arc<Mutex<Vec<(HeaderMap, Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Heard>>>,
 }
 
 async fn hear(State(receiver): State<Receiver>, request: Request) -> Response<Body> {

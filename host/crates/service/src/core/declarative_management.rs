@@ -1,4 +1,4 @@
-//! DeclarativeManagement: handed to whoever serves declarations (edge case 2: an unknown endpoint is theirs to refuse).
+//! `DeclarativeManagement`: handed to whoever serves declarations (edge case 2: an unknown endpoint is theirs to refuse).
 
 use wasmdm_protocol::checkin::{CheckInMessage, DeclarativeManagement};
 use wasmdm_protocol::declarative_management::EndpointPath;

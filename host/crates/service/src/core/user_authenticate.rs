@@ -1,4 +1,4 @@
-//! UserAuthenticate: a user of a Mac asks for a channel (edge case 33).
+//! `UserAuthenticate`: a user of a Mac asks for a channel (edge case 33).
 
 use tracing::info;
 use wasmdm_protocol::checkin::{CheckInMessage, UserAuthenticate, digest_challenge_document};
