@@ -7,6 +7,7 @@ mod api;
 mod declarative_management;
 mod demo;
 mod devices;
+mod documents;
 mod enrollment_baseline;
 mod hostile_input;
 mod in_process;

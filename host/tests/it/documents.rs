@@ -1,0 +1,44 @@
+//! What the documents say of tests is true.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn every_test_that_the_table_of_edge_cases_names_is_there() {
+    let host = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src", "tests/it", "crates"] {
+        rust_files(&host.join(folder), &mut files);
+    }
+    let sources: String = files.iter().map(|file| std::fs::read_to_string(file).unwrap()).collect();
+    let table = std::fs::read_to_string(host.join("../docs/edge-cases.md")).unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| no.")).collect();
+    let mut missing = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for row in &rows {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        for part in cells[0].split(',') {
+            let mut ends = part.trim().split('–').map(|number| number.trim().parse::<u32>().unwrap());
+            let first = ends.next().unwrap();
+            numbers.extend(first..=ends.next().unwrap_or(first));
+        }
+        for name in cells.last().unwrap().split('`').filter(|name| name.contains('_')) {
+            if !sources.contains(&format!("fn {name}(")) {
+                missing.insert(name);
+            }
+        }
+    }
+    assert_eq!(numbers, (1..=68).collect(), "each number stands in the table");
+    assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
+}
