@@ -42,3 +42,17 @@ fn every_test_that_the_table_of_edge_cases_names_is_there() {
     assert_eq!(numbers, (1..=68).collect(), "each number stands in the table");
     assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
 }
+
+/// README's first command is `cargo run -- demo`: cargo must know which program that is.
+#[test]
+fn cargo_run_means_the_server() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output =
+        std::process::Command::new(env!("CARGO")).args(["metadata", "--no-deps", "--offline", "--format-version", "1"]).current_dir(root).output();
+    let metadata: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    let members = metadata["workspace_default_members"].as_array().unwrap();
+    let packages = metadata["packages"].as_array().unwrap().iter().filter(|package| members.contains(&package["id"]));
+    let targets = packages.flat_map(|package| package["targets"].as_array().unwrap());
+    let programs: Vec<_> = targets.filter(|target| target["kind"][0] == "bin").map(|target| target["name"].as_str().unwrap()).collect();
+    assert_eq!(programs, ["wasmdm"]);
+}

@@ -7,14 +7,14 @@ use crate::device_messages::{heard, heard_orphan};
 use crate::enrollments::{configuration_released, is_known};
 use crate::events::{Cause, Happened, digest, emit, redacted, wanted};
 use crate::memory::Change;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, millis, sealed, tenant};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::report::Status;
@@ -376,6 +376,7 @@ const SELECT_RESULT: &str = "SELECT status, report FROM command_results WHERE en
 const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_id, command_uuid, status, is_final, report, received_at) \
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (enrollment_id, command_uuid) DO UPDATE SET status = excluded.status, \
     is_final = excluded.is_final, report = excluded.report, received_at = excluded.received_at";
+static FINISH_WITH_RESULT: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_RESULT, FINISH]));
 const INSERT_ORPHAN: &str =
     "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at) VALUES (?, ?, ?, ?, ?, ?)";
 const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE sequence IN (SELECT sequence FROM (SELECT sequence, \
@@ -622,13 +623,29 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
     if input.status == Some(Status::NotNow) {
         return not_now(tx, input, row).await;
     }
-    store_result(tx, input, row, status, true).await?;
     let (state, topic) = match &input.status {
         Some(Status::Acknowledged) => ("acknowledged", "command.acknowledged"),
         Some(Status::CommandFormatError) => ("errored", "command.format-error"),
         _ => ("errored", "command.errored"),
     };
-    tx.run(FINISH, args![state, now.as_millis(), now.as_millis(), row.sequence]).await?;
+    tx.run(
+        &FINISH_WITH_RESULT,
+        args![
+            row.tenant.as_str(),
+            row.enrollment.as_str(),
+            row.uuid.as_str(),
+            status,
+            1_i64,
+            sealed::seal(&input.raw),
+            now.as_millis(),
+            // The row of the queue.
+            state,
+            now.as_millis(),
+            now.as_millis(),
+            row.sequence,
+        ],
+    )
+    .await?;
     // The device answers, whoever queued the command: no plugin effect stands between.
     emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
     if state == "acknowledged" {
@@ -657,7 +674,19 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
     if row.deliveries > 0 && row.not_now_deliveries == row.deliveries {
         return Ok(Recorded::Repeated);
     }
-    store_result(tx, input, row, Status::NotNow.as_str(), false).await?;
+    tx.run(
+        UPSERT_RESULT,
+        args![
+            row.tenant.as_str(),
+            row.enrollment.as_str(),
+            row.uuid.as_str(),
+            Status::NotNow.as_str(),
+            0_i64,
+            sealed::seal(&input.raw),
+            input.now.as_millis(),
+        ],
+    )
+    .await?;
     tx.run(MARK_NOT_NOW, args![input.now.as_millis(), row.sequence]).await?;
     emit_row(tx, row, "command.not-now", Status::NotNow.as_str(), Some(input), &Cause::default(), input.now).await?;
     Ok(Recorded::NotNow)
@@ -668,23 +697,6 @@ async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) 
         Some(stored) => Ok(stored.text(0)? == status && stored.sealed(1)? == input.raw),
         None => Ok(false),
     }
-}
-
-async fn store_result(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str, is_final: bool) -> Result<(), StorageError> {
-    tx.run(
-        UPSERT_RESULT,
-        args![
-            row.tenant.as_str(),
-            row.enrollment.as_str(),
-            row.uuid.as_str(),
-            status,
-            i64::from(is_final),
-            sealed::seal(&input.raw),
-            input.now.as_millis(),
-        ],
-    )
-    .await?;
-    Ok(())
 }
 
 async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {

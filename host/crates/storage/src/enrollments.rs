@@ -9,7 +9,7 @@ use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
 use crate::memory::Change;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -297,6 +297,8 @@ const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic 
     push_magic = ?, push_token = ?, enrolled_at = COALESCE(?, enrolled_at), checked_out_at = NULL, updated_at = ? WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
+static STORE_AUTHENTICATE: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_ENROLLMENT, UPSERT_MESSAGE]));
+static STORE_TOKEN_UPDATE: LazyLock<String> = LazyLock::new(|| together(&[UPDATE_ENROLLED, UPSERT_MESSAGE]));
 const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
 const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, name) DO UPDATE SET token = excluded.token, stored_at = excluded.stored_at";
@@ -355,7 +357,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
 
     let facts = json(&message.facts)?;
     tx.run(
-        UPSERT_ENROLLMENT,
+        &STORE_AUTHENTICATE,
         args![
             id.as_str(),
             tenant.as_str(),
@@ -371,10 +373,15 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
             now.as_millis(),
             now.as_millis(),
             now.as_millis(),
+            // The message.
+            tenant.as_str(),
+            id.as_str(),
+            "Authenticate",
+            sealed::seal(&message.raw),
+            now.as_millis(),
         ],
     )
     .await?;
-    store_message(tx, tenant, id, "Authenticate", &message.raw, *now).await?;
     if is_known {
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
         tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
@@ -483,7 +490,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         && (row.opt_blob(8)?.map(sealed::open).transpose()?.as_deref() != Some(message.push_magic.as_bytes())
             || row.opt_blob(9)?.map(sealed::open).transpose()?.as_deref() != Some(&*message.token));
     tx.run(
-        UPDATE_ENROLLED,
+        &STORE_TOKEN_UPDATE,
         args![
             message.topic.as_str(),
             i64::from(tally),
@@ -496,10 +503,15 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
             (tally == 1).then(|| now.as_millis()),
             now.as_millis(),
             id.as_str(),
+            // The message.
+            tenant.as_str(),
+            id.as_str(),
+            "TokenUpdate",
+            sealed::seal(&message.raw),
+            now.as_millis(),
         ],
     )
     .await?;
-    store_message(tx, tenant, id, "TokenUpdate", &message.raw, *now).await?;
     if let Some(token) = &message.unlock_token {
         tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), UNLOCK_TOKEN, sealed::seal(token), now.as_millis()]).await?;
     }

@@ -7,12 +7,12 @@ use crate::certificate_bindings::hex;
 use crate::device_messages;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
-use crate::sql::{Columns, Db, args};
+use crate::sql::{Columns, Db, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, sql, tenant};
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::json::to_redacted_json;
 use wasmdm_protocol::time::Timestamp;
@@ -236,12 +236,14 @@ const INSERT_DELIVERY: &str = "INSERT INTO deliveries \
     (tenant_id, subscriber, interface, partition_key, event_id, state, is_open, attempts, conflicts, created_at) \
     VALUES (?, ?, ?, ?, ?, 'waiting', 1, 0, 0, ?)";
 
+static DELIVER: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_PARTITION, INSERT_DELIVERY]));
+
 /// Adds a delivery at the end of its partition.
 pub(crate) async fn deliver(tx: &mut Tx, to: &Address<'_>, event: &str, now: Timestamp) -> Result<(), StorageError> {
     let at = now.as_millis();
     // A partition that is cleared away and comes again must not repeat an epoch: it starts at the time.
-    tx.run(UPSERT_PARTITION, args![to.tenant.as_str(), to.subscriber, to.interface, to.partition, at, at]).await?;
-    tx.run(INSERT_DELIVERY, args![to.tenant.as_str(), to.subscriber, to.interface, to.partition, event, at]).await?;
+    let (tenant, subscriber, interface, partition) = (to.tenant.as_str(), to.subscriber, to.interface, to.partition);
+    tx.run(&DELIVER, args![tenant, subscriber, interface, partition, at, at, tenant, subscriber, interface, partition, event, at]).await?;
     tx.after_commit(Change::Outbox);
     Ok(())
 }

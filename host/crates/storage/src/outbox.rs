@@ -7,13 +7,13 @@
 use crate::effects::{self, Checked, PluginEffects};
 use crate::events::{Address, Event, deliver, event};
 use crate::memory::Change;
-use crate::sql::{Columns, Db, args};
+use crate::sql::{Columns, Db, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
 use serde_json::Value;
 use sqlx::any::AnyRow;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use wasmdm_protocol::enrollment::TenantId;
@@ -428,6 +428,7 @@ pub(crate) const SELECT_DELIVERY: &str = "SELECT d.sequence, d.attempts, d.confl
     AND (p.backoff_until IS NULL OR p.backoff_until <= ?) ORDER BY d.sequence LIMIT 1";
 const FINISH: &str =
     "UPDATE deliveries SET state = ?, is_open = 0, attempts = attempts + 1, last_error = ?, handled_by = ?, finished_at = ? WHERE sequence = ?";
+static FINISH_AND_RELEASE: LazyLock<String> = LazyLock::new(|| together(&[FINISH, RELEASE_IF_EMPTY]));
 const FAIL: &str = "UPDATE deliveries SET attempts = attempts + 1, conflicts = 0, first_failed_at = COALESCE(first_failed_at, ?), \
     last_error = ?, handled_by = ? WHERE sequence = ?";
 // The time that it is put off does not count towards giving it up.
@@ -603,8 +604,7 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
                 effects::apply(tx, effects, &effects::cause_of(effects, *hops), Some(*sequence), now).await?;
             }
             let no_error: Option<Vec<u8>> = None;
-            tx.run(FINISH, args!["done", no_error, by.to_string(), now.as_millis(), *sequence]).await?;
-            go_on(tx, lease).await
+            finish(tx, lease, args!["done", no_error, by.to_string(), now.as_millis(), *sequence]).await
         }
         Completion::Retry { at, error, counted, by } => {
             let error = sealed::seal(error.as_bytes());
@@ -620,15 +620,15 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
         }
         Completion::Dead { error, by } => {
             let error = sealed::seal(error.as_bytes());
-            tx.run(FINISH, args!["dead", error, by.to_string(), now.as_millis(), *sequence]).await?;
-            go_on(tx, lease).await
+            finish(tx, lease, args!["dead", error, by.to_string(), now.as_millis(), *sequence]).await
         }
     }
 }
 
-/// After a delivery that is over: gives the lease back if nothing more waits.
-async fn go_on(tx: &mut Tx, lease: &Lease) -> Result<Completed, StorageError> {
-    if tx.run(RELEASE_IF_EMPTY, of_lease(args![], lease)).await? > 0 {
+/// Ends a delivery, and gives the lease back if nothing more waits.
+async fn finish(tx: &mut Tx, lease: &Lease, finished: crate::sql::Args) -> Result<Completed, StorageError> {
+    // One row is the delivery; the other can only be the partition.
+    if tx.run(&FINISH_AND_RELEASE, of_lease(finished, lease)).await? > 1 {
         return Ok(Completed::Stored { released: true });
     }
     let never: Option<i64> = None;

@@ -36,6 +36,13 @@ macro_rules! args {
 }
 pub(crate) use args;
 
+/// Statements that go to the database together, their arguments one after the other. Each statement on its own costs a hop to the driver's
+/// thread and back, which is more than the database's own work. SQLite's driver runs them in order; a database whose driver does not must
+/// be given them one by one.
+pub(crate) fn together(statements: &[&str]) -> String {
+    statements.join(";\n")
+}
+
 /// A connection.
 pub(crate) struct Db<'c> {
     connection: &'c mut AnyConnection,
