@@ -36,9 +36,13 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
-            let same_certificate = bound.is_some_and(|bound| bound.enrollment == id && !bound.replaced);
-            candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(same_certificate));
+            candidate.re_enrolling = match &known {
+                None => false,
+                Some(known) => {
+                    let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
+                    known.would_re_enroll(bound.is_some_and(|bound| bound.enrollment == id && !bound.replaced))
+                }
+            };
             let answer = self.policy.decide(&candidate).await;
             let now = self.clock.now();
             let (quarantined_by, tags) = match answer.verdict {
