@@ -17,6 +17,8 @@ use tokio::sync::Semaphore;
 use wasmdm_service::declarative_management::{Answer, DeclarativeManagement, EndpointRequest};
 use wasmdm_service::reply::Refusal;
 
+use crate::outward;
+
 const SIGNATURE: HeaderName = HeaderName::from_static("x-hmac-signature");
 const ENROLLMENT_ID: HeaderName = HeaderName::from_static("x-enrollment-id");
 const ENROLLMENT_TYPE: HeaderName = HeaderName::from_static("x-enrollment-type");
@@ -53,15 +55,8 @@ pub struct DeclarativeProxy {
 impl DeclarativeProxy {
     /// A client; the other server need not be there yet.
     pub fn new(options: &DeclarativeProxyOptions) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .timeout(TIMEOUT)
-            .tcp_nodelay(true)
-            .user_agent(concat!("wasmdm/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("dm")?;
-        let key = |key: &Option<String>| key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()));
+        let http = outward::client(TIMEOUT).context("dm")?;
+        let key = |key: &Option<String>| key.as_deref().map(outward::hmac_key);
         Ok(Self {
             http,
             url: options.url.clone(),
@@ -84,7 +79,7 @@ impl DeclarativeProxy {
         insert(&mut headers, TRACE_ID, &asked.request_id)?;
         if let Some(key) = &self.send {
             let body = asked.data.as_deref().unwrap_or_default();
-            insert(&mut headers, SIGNATURE, &STANDARD.encode(hmac::sign(key, body)))?;
+            insert(&mut headers, SIGNATURE, &outward::hmac_signature(key, body))?;
         }
         let request = match &asked.data {
             None => self.http.get(url),

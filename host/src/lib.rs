@@ -13,6 +13,7 @@ pub mod http;
 pub mod logging;
 pub mod nanomdm_arguments;
 pub mod observability;
+pub mod outward;
 pub mod unsent_push;
 pub mod webhook;
 pub mod wiring;

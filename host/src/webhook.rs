@@ -10,8 +10,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_lc_rs::{digest, hmac};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
@@ -29,6 +27,8 @@ use wasmdm_storage::device_messages::DeviceMessage;
 use wasmdm_storage::events::Event;
 use wasmdm_storage::outbox::{Delivery, Lease, Subscription};
 use wasmdm_storage::{Storage, StorageError};
+
+use crate::outward;
 
 /// The prefix of receivers among subscribers.
 pub const PREFIX: &str = "webhook:";
@@ -106,19 +106,12 @@ impl PollListener for Polls {
 impl Webhooks {
     /// A client of the receivers; they need not be there yet.
     pub fn new(options: &WebhookOptions) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .timeout(TIMEOUT)
-            .tcp_nodelay(true)
-            .user_agent(concat!("wasmdm/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("webhook-url")?;
+        let http = outward::client(TIMEOUT).context("webhook-url")?;
         Ok(Self {
             http,
             receivers: named(&options.urls),
             with_secrets: options.with_secrets,
-            hmac_key: options.hmac_key.as_ref().map(|key| hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes())),
+            hmac_key: options.hmac_key.as_deref().map(outward::hmac_key),
         })
     }
 
@@ -189,7 +182,7 @@ impl Webhooks {
     fn request(&self, url: &Url, told: &Told) -> reqwest::RequestBuilder {
         let mut request = self.http.post(url.clone()).header(header::CONTENT_TYPE, "application/json; charset=utf-8");
         if let Some(key) = &self.hmac_key {
-            request = request.header("X-Hmac-Signature", STANDARD.encode(hmac::sign(key, &told.body)));
+            request = request.header("X-Hmac-Signature", outward::hmac_signature(key, &told.body));
         }
         if told.is_redacted {
             request = request.header("X-Wasmdm-Redacted", "1");

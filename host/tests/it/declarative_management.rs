@@ -161,6 +161,26 @@ async fn while_the_other_server_is_away_or_silent_devices_are_asked_to_come_agai
     assert!(!server.log().iter().any(|line| line.contains("panicked")));
 }
 
+/// What a device gets by declarations it must not get before it is enrolled, nor after it has left.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_enrolled_gets_no_declarations() {
+    let (url, asked) = other_server().await;
+    let authority = Authority::new(65).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    let [first, last] = [device.authenticate().unwrap(), device.check_out().unwrap()];
+    for message in [first, last] {
+        assert_eq!(device.send(&mut connection, message).await.unwrap().status, StatusCode::OK);
+        for (endpoint, data, expected) in [("tokens", None, StatusCode::NOT_FOUND), ("status", Some(&b"{}"[..]), StatusCode::OK)] {
+            let message = device.declarative_management(endpoint, data).unwrap();
+            assert_eq!(device.send(&mut connection, message).await.unwrap().status, expected, "{endpoint}");
+        }
+    }
+    assert!(asked.lock().unwrap().is_empty());
+}
+
 /// Users of Macs: declined by default, managed without a proof where the operator says so (edge case 33).
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_declined_or_get_a_challenge_of_no_length() {

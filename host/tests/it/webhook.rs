@@ -157,9 +157,16 @@ async fn what_was_not_told_when_the_server_was_killed_is_told_by_the_next() {
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     let router = Router::new().fallback(hear).with_state(receiver.clone());
     tokio_util::task::TaskTracker::new().spawn(async move { axum::serve(listener, router).await });
-    let _server = home.start();
+    let server = home.start();
     let events = receiver.events(2).await;
     assert_eq!(topics(&events), ["mdm.Authenticate", "mdm.TokenUpdate"]);
+    // A poll is told too, but leaves no trace.
+    let before = home.fingerprint()["events"].clone();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let idle = device.idle().unwrap();
+    device.send(&mut connection, idle).await.unwrap();
+    assert_eq!(receiver.events(3).await[2]["acknowledge_event"]["status"], "Idle");
+    assert_eq!(home.fingerprint()["events"], before);
     let payload = STANDARD.decode(events[1]["checkin_event"]["raw_payload"].as_str().unwrap()).unwrap();
     assert!(String::from_utf8(payload).unwrap().contains(&device.push_magic), "to the byte, where the operator asks for it");
 }

@@ -180,10 +180,9 @@ impl Storage {
             Some(queue) => match self.message.clone() {
                 None => queue.write(class, work).await,
                 Some(message) => {
-                    let on_behalf = move |tx: &mut Tx| tx.message = Some(Arc::clone(&message));
                     queue
                         .write(class, move |tx| {
-                            on_behalf(tx);
+                            tx.message = Some(Arc::clone(&message));
                             work(tx)
                         })
                         .await

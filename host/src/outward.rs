@@ -1,0 +1,31 @@
+//! What the server's own calls to other servers have in common: no redirects, a time limit, and a proof of who calls.
+
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// A client whose every exchange ends within `timeout`. Redirects are not followed: the operator named the server, not what it points to.
+///
+/// # Errors
+/// When the system's certificates cannot be read.
+pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .referer(false)
+        .timeout(timeout)
+        .tcp_nodelay(true)
+        .user_agent(concat!("wasmdm/", env!("CARGO_PKG_VERSION")))
+        .build()
+}
+
+/// The key of NanoMDM's `X-Hmac-Signature`.
+pub fn hmac_key(key: &str) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes())
+}
+
+/// The value of NanoMDM's `X-Hmac-Signature` for a body.
+pub fn hmac_signature(key: &hmac::Key, body: &[u8]) -> String {
+    STANDARD.encode(hmac::sign(key, body))
+}
