@@ -10,6 +10,7 @@ mod devices;
 mod documents;
 mod enrollment_baseline;
 mod hostile_input;
+mod identities;
 mod in_process;
 mod kill;
 mod misbehaving_plugins;
