@@ -15,6 +15,7 @@ pub mod enrollments;
 pub mod error;
 pub mod events;
 pub mod fingerprint;
+pub mod keyring;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;
@@ -36,6 +37,7 @@ pub use error::StorageError;
 
 use crate::database::{Location, Ownership};
 use crate::dialect::Dialect;
+use crate::keyring::Keyring;
 use crate::memory::Memory;
 use crate::sql::{Columns, Db, args};
 use crate::writer::{Class, Tx, WriteQueue, Writer, Written};
@@ -64,6 +66,7 @@ struct Inner {
     readers: AnyPool,
     dialect: Dialect,
     memory: Arc<Memory>,
+    keyring: Keyring,
     /// `None`: opened for reading only.
     queue: Option<Arc<WriteQueue>>,
     tasks: TaskTracker,
@@ -87,6 +90,14 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Owned`] when another server has the file; [`StorageError::Corrupt`] when its schema is newer than this version.
     pub async fn open(options: OpenOptions) -> Result<Self, StorageError> {
+        Self::open_with_keys(options, Keyring::default()).await
+    }
+
+    /// As [`Self::open`], with keys: what can hold a secret is sealed with the first of them.
+    ///
+    /// # Errors
+    /// [`StorageError::Key`] when values are sealed under a key that is not among them.
+    pub async fn open_with_keys(options: OpenOptions, keyring: Keyring) -> Result<Self, StorageError> {
         install_drivers();
         let location = Location::parse(&options.url)?;
         let ownership = Ownership::take(&location.lock_path())?;
@@ -95,9 +106,9 @@ impl Storage {
         let dialect = Dialect::Sqlite;
         let memory = Arc::new(Memory::default());
         let queue = Arc::new(WriteQueue::default());
-        let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), Arc::clone(&queue)).await?;
+        let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), keyring.clone(), Arc::clone(&queue)).await?;
         dialect.migrator().run(&mut *writer.connection()).await.map_err(migration_error)?;
-        let mut db = Db::new(writer.connection(), dialect);
+        let mut db = Db::new(writer.connection(), dialect, &keyring);
         outbox::free_leases(&mut db, options.now).await?;
         rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
@@ -109,6 +120,7 @@ impl Storage {
                 readers: database::readers(connect, dialect),
                 dialect,
                 memory: Arc::clone(&memory),
+                keyring,
                 queue: Some(Arc::clone(&queue)),
                 tasks: tasks.clone(),
                 stopping: Arc::clone(&stopping),
@@ -125,6 +137,14 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Unavailable`] when there is no such file, [`StorageError::Corrupt`] when its schema is of another version.
     pub async fn open_read_only(url: &str) -> Result<Self, StorageError> {
+        Self::open_read_only_with_keys(url, Keyring::default()).await
+    }
+
+    /// As [`Self::open_read_only`], with keys. Without the right ones what does not look at sealed values can be had all the same.
+    ///
+    /// # Errors
+    /// [`StorageError::Key`] when keys are given, and values are sealed under one that is not among them.
+    pub async fn open_read_only_with_keys(url: &str, keyring: Keyring) -> Result<Self, StorageError> {
         install_drivers();
         let location = Location::parse(url)?;
         let connect = location.connect_options()?;
@@ -136,6 +156,7 @@ impl Storage {
                 readers,
                 dialect,
                 memory: Arc::new(Memory::default()),
+                keyring,
                 queue: None,
                 tasks: TaskTracker::new(),
                 stopping: Arc::new(Notify::new()),
@@ -193,7 +214,11 @@ impl Storage {
     }
 
     async fn reader(&self) -> Result<Reader, StorageError> {
-        Ok(Reader { connection: self.inner.readers.acquire().await?, dialect: self.inner.dialect })
+        Ok(Reader { connection: self.inner.readers.acquire().await?, dialect: self.inner.dialect, keyring: self.inner.keyring.clone() })
+    }
+
+    fn keyring(&self) -> &Keyring {
+        &self.inner.keyring
     }
 
     async fn read_one(&self, sql: &'static str, args: sql::Args) -> Result<Option<sqlx::any::AnyRow>, StorageError> {
@@ -221,12 +246,13 @@ impl Storage {
 struct Reader {
     connection: PoolConnection<Any>,
     dialect: Dialect,
+    keyring: Keyring,
 }
 
 impl Reader {
     fn db(&mut self) -> Db<'_> {
         let connection: &mut AnyConnection = &mut self.connection;
-        Db::new(connection, self.dialect)
+        Db::new(connection, self.dialect, &self.keyring)
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::StorageError;
 use crate::device_messages::HeardMessage;
 use crate::dialect::Dialect;
+use crate::keyring::Keyring;
 use crate::memory::{Change, Memory};
 use crate::sql::{Args, Db};
 use futures_util::FutureExt;
@@ -53,6 +54,7 @@ pub(crate) struct Tx {
     connection: AnyConnection,
     dialect: Dialect,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) keyring: Keyring,
     /// What the member that runs is on behalf of.
     pub(crate) message: Option<Arc<HeardMessage>>,
     /// Statements that may have changed something, in this transaction.
@@ -63,7 +65,7 @@ pub(crate) struct Tx {
 
 impl Tx {
     pub(crate) fn db(&mut self) -> Db<'_> {
-        Db::new(&mut self.connection, self.dialect)
+        Db::new(&mut self.connection, self.dialect, &self.keyring)
     }
 
     pub(crate) async fn one(&mut self, sql: &'static str, args: Args) -> Result<Option<AnyRow>, StorageError> {
@@ -234,10 +236,11 @@ impl Writer {
         options: AnyConnectOptions,
         dialect: Dialect,
         memory: Arc<Memory>,
+        keyring: Keyring,
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
         let connection = connect(&options, dialect).await?;
-        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, message: None, writes: 0, changes: Vec::new() }, broken: false })
+        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
     }
 
     /// Before the task runs: migrations, and what is kept in memory.
