@@ -29,6 +29,8 @@ const LONGEST_NAME: usize = 64;
 pub struct Keyring {
     /// The first one seals.
     keys: Arc<[Key]>,
+    /// They only open.
+    seals_nothing: bool,
 }
 
 /// Nothing of the keys.
@@ -120,10 +122,10 @@ impl Keyring {
         if keys.is_empty() {
             return Err("it holds no key: `wasmdm db new-key FILE` makes one".to_owned());
         }
-        Ok(Self { keys: keys.into() })
+        Ok(Self { keys: keys.into(), seals_nothing: false })
     }
 
-    /// Whether values are kept as they are.
+    /// Whether there is no key.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -135,14 +137,18 @@ impl Keyring {
 
     /// What new values are sealed with.
     pub(crate) fn sealing(&self) -> Option<&Key> {
-        self.keys.first()
+        self.keys.first().filter(|_| !self.seals_nothing)
+    }
+
+    /// The same keys, to open what is sealed and keep what is written as it is.
+    pub(crate) fn that_seals_nothing(self) -> Self {
+        Self { seals_nothing: true, ..self }
     }
 
     pub(crate) fn find(&self, id: &[u8]) -> Option<&Key> {
         self.keys.iter().find(|key| key.id == id)
     }
 
-    /// The same keys, to write plain values from now on.
     pub(crate) fn contains(&self, id_text: &str) -> bool {
         self.keys.iter().any(|key| key.id_text() == id_text)
     }

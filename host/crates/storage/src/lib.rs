@@ -19,6 +19,7 @@ pub mod keyring;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;
+pub mod sealing;
 pub mod tenants;
 pub mod timers;
 
@@ -43,7 +44,7 @@ use crate::sql::{Columns, Db, args};
 use crate::writer::{Class, Tx, WriteQueue, Writer, Written};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sqlx::any::Any;
+use sqlx::any::{Any, AnyConnectOptions};
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolConnection;
 use sqlx::{AnyConnection, AnyPool};
@@ -98,6 +99,15 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Key`] when values are sealed under a key that is not among them.
     pub async fn open_with_keys(options: OpenOptions, keyring: Keyring) -> Result<Self, StorageError> {
+        let (storage, connect, is_sealed) = Self::open_unsealed(options, keyring).await?;
+        if !is_sealed {
+            storage.inner.tasks.spawn(storage.clone().reseal_in_background(connect));
+        }
+        Ok(storage)
+    }
+
+    /// Also answers whether every value is as the keys want it.
+    async fn open_unsealed(options: OpenOptions, keyring: Keyring) -> Result<(Self, AnyConnectOptions, bool), StorageError> {
         install_drivers();
         let location = Location::parse(&options.url)?;
         let ownership = Ownership::take(&location.lock_path())?;
@@ -109,6 +119,7 @@ impl Storage {
         let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), keyring.clone(), Arc::clone(&queue)).await?;
         dialect.migrator().run(&mut *writer.connection()).await.map_err(migration_error)?;
         let mut db = Db::new(writer.connection(), dialect, &keyring);
+        let is_sealed = !sealing::begin(&mut db, options.now).await?;
         outbox::free_leases(&mut db, options.now).await?;
         rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
@@ -117,7 +128,7 @@ impl Storage {
         let storage = Self {
             message: None,
             inner: Arc::new(Inner {
-                readers: database::readers(connect, dialect),
+                readers: database::readers(connect.clone(), dialect),
                 dialect,
                 memory: Arc::clone(&memory),
                 keyring,
@@ -129,7 +140,7 @@ impl Storage {
         };
         tasks.spawn(flush_last_seen(memory, queue, stopping));
         tracing::debug!(path = %location.path.display(), at = %options.now, "The database is open");
-        Ok(storage)
+        Ok((storage, connect, is_sealed))
     }
 
     /// Opens for reading only, beside a server or without one: takes no lock, migrates nothing; every write answers `Unavailable`.
@@ -165,6 +176,9 @@ impl Storage {
         };
         storage.require_schema().await?;
         let mut reader = storage.reader().await?;
+        if !storage.keyring().is_empty() {
+            sealing::require_keys(&mut reader.db()).await?;
+        }
         rebuild(&mut reader.db(), &storage.inner.memory).await?;
         drop(reader);
         Ok(storage)

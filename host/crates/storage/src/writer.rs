@@ -201,6 +201,10 @@ impl WriteQueue {
         self.arrived.notify_one();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.waiting.lock().closed
+    }
+
     /// The next group; `None` when closed and empty.
     async fn next_group(&self) -> Option<Vec<Box<dyn Member>>> {
         loop {
@@ -239,7 +243,7 @@ impl Writer {
         keyring: Keyring,
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
-        let connection = connect(&options, dialect).await?;
+        let connection = connect(&options, dialect, &keyring).await?;
         Ok(Self { queue, options, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
     }
 
@@ -323,7 +327,7 @@ impl Writer {
 
     async fn begin(&mut self) -> Result<(), StorageError> {
         if self.broken {
-            self.tx.connection = connect(&self.options, self.tx.dialect).await?;
+            self.tx.connection = connect(&self.options, self.tx.dialect, &self.tx.keyring).await?;
             self.broken = false;
         }
         self.tx.writes = 0;
@@ -375,10 +379,13 @@ async fn run(member: &mut Box<dyn Member>, tx: &mut Tx) -> Result<Ran, StorageEr
     }
 }
 
-async fn connect(options: &AnyConnectOptions, dialect: Dialect) -> Result<AnyConnection, StorageError> {
+async fn connect(options: &AnyConnectOptions, dialect: Dialect, keyring: &Keyring) -> Result<AnyConnection, StorageError> {
     let mut connection = options.connect().await?;
     for &statement in dialect.set_up_writer() {
         sqlx::raw_sql(statement).execute(&mut connection).await?;
+    }
+    if !keyring.is_empty() {
+        sqlx::raw_sql(dialect.set_up_sealing_writer()).execute(&mut connection).await?;
     }
     Ok(connection)
 }
