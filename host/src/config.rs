@@ -12,6 +12,7 @@ use reqwest::Url;
 use serde::Deserialize;
 use wasmdm_service::certificate_binding::BindingRules;
 use wasmdm_service::core::ReEnroll;
+use wasmdm_storage::keyring::Keyring;
 
 use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::logging::LogFormat;
@@ -33,6 +34,10 @@ pub struct ServeOptions {
     /// Directory of everything that the server keeps [default: data]
     #[arg(long, env = "WASMDM_DATA", value_name = "DIR")]
     pub data: Option<PathBuf>,
+
+    /// File of keys (`wasmdm db new-key`): what can hold a secret is sealed in the database with the first of them; without it, it stands there in plain
+    #[arg(long, env = "WASMDM_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
 
     /// PEM file of the authorities that issue device identities; without it devices are answered 503
     #[arg(long, env = "WASMDM_CA", value_name = "FILE")]
@@ -170,6 +175,7 @@ pub enum CertBindingRule {
 pub struct Config {
     pub listen: SocketAddr,
     pub database: String,
+    pub keyring: Keyring,
     pub data: PathBuf,
     pub authorities: Option<Authorities>,
     pub identity: IdentitySource,
@@ -261,6 +267,7 @@ impl ServeOptions {
         Ok(Config {
             listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
             database: database_url(options.database.as_deref().unwrap_or("sqlite"), &data)?,
+            keyring: keyring(options.key_file.as_deref())?,
             authorities,
             identity: identity_source(options.cert_header.as_deref(), &options.trusted_proxies)?,
             api_key,
@@ -295,6 +302,7 @@ impl ServeOptions {
             listen: self.listen.or(file.listen),
             database: self.database.or(file.database),
             data: self.data.or(file.data),
+            key_file: self.key_file.or(file.key_file),
             ca: self.ca.or(file.ca),
             intermediate: self.intermediate.or(file.intermediate),
             cert_header: self.cert_header.or(file.cert_header),
@@ -387,6 +395,11 @@ pub fn database_url(text: &str, data: &Path) -> anyhow::Result<String> {
     }
 }
 
+/// Of the key file; without one there is no key.
+pub fn keyring(path: Option<&Path>) -> anyhow::Result<Keyring> {
+    Ok(path.map(Keyring::from_file).transpose()?.unwrap_or_default())
+}
+
 fn identity_source(header: Option<&str>, proxies: &[String]) -> anyhow::Result<IdentitySource> {
     let proxies = proxies.iter().map(|text| network(text)).collect::<anyhow::Result<Vec<_>>>()?;
     match header {
@@ -445,6 +458,7 @@ mod tests {
         assert!(with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).starts_with("database:"));
         assert!(!with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).contains("secret"));
         assert!(with(|o| o.trusted_proxies = vec!["somewhere".to_owned()]).starts_with("trusted-proxy:"));
+        assert!(with(|o| o.key_file = Some(PathBuf::from("/nowhere/keys"))).starts_with("key-file:"));
         assert!(with(|o| o.ca = Some(PathBuf::from("/nowhere/ca.pem"))).starts_with("ca:"));
         assert!(with(|o| o.api_key = Some(" ".to_owned())).starts_with("api-key:"));
         assert!(with(|o| o.dm = Some("ftp://name:secret@host/".to_owned())).starts_with("dm:"));

@@ -88,7 +88,8 @@ impl RunningServer {
                 ))
             }
         };
-        let storage = Storage::open(OpenOptions { url: config.database.clone(), now: clock.now() }).await.context("database")?;
+        let options = OpenOptions { url: config.database.clone(), now: clock.now() };
+        let storage = Storage::open_with_keys(options, config.keyring.clone()).await.context("database")?;
         // Bound before plugins are loaded, so that they can be kept from reaching the server through its own front door.
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {} is not to be had", config.listen))?;
         let address = listener.local_addr()?;

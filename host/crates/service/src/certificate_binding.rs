@@ -134,13 +134,8 @@ impl<S: Service> CertificateBinding<S> {
         } else {
             return Ok(None);
         };
-        let association = Association {
-            enrollment: device.clone(),
-            certificate: request.certificate.clone(),
-            reason,
-            request_id: request.id.clone(),
-            now,
-        };
+        let association =
+            Association { enrollment: device.clone(), certificate: request.certificate.clone(), reason, request_id: request.id.clone(), now };
         match self.storage.associate_certificate(association).await? {
             Associated::Bound(binding) => {
                 metrics::counter!("wasmdm_identities_adopted_total", "how" => if has_one { "rotation" } else { "retroactive" }).increment(1);

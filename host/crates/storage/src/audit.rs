@@ -4,6 +4,7 @@ use crate::effects::{self, Applied, DecisionEffects};
 use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
+use std::fmt::Display;
 use std::sync::Arc;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -61,20 +62,19 @@ impl Storage {
         let rows = self.read_all(SELECT, args![of.as_str(), i64::from(limit)]).await?;
         rows.iter()
             .map(|row| {
-                Ok(AuditRow {
-                    tenant: tenant(row, 0)?,
-                    actor: row.text(1)?,
-                    action: row.text(2)?,
-                    target: row.opt_text(3)?.map(EnrollmentId::new),
-                    detail: row.sealed_json(4)?,
-                    at: row.time(5)?,
-                })
+                let (tenant, actor, action, target) = (tenant(row, 0)?, row.text(1)?, row.text(2)?, row.opt_text(3)?);
+                let place: [&(dyn Display + Sync); 4] = [&actor, &action, &target.as_deref().unwrap_or_default(), &row.int(5)?];
+                let detail = self.keyring().at(&sealed::AUDIT_DETAIL, &tenant, &place).open_json(row.blob(4)?)?;
+                Ok(AuditRow { tenant, actor, action, target: target.map(EnrollmentId::new), detail, at: row.time(5)? })
             })
             .collect()
     }
 }
 
 pub(crate) async fn insert(tx: &mut Tx, row: &AuditRow) -> Result<(), StorageError> {
+    let target = row.target.as_ref().map_or("", EnrollmentId::as_str);
+    let place: [&(dyn Display + Sync); 4] = [&row.actor, &row.action, &target, &row.at.as_millis()];
+    let detail = tx.keyring.at(&sealed::AUDIT_DETAIL, &row.tenant, &place).seal(row.detail.to_string().as_bytes())?;
     tx.run(
         INSERT,
         args![
@@ -82,7 +82,7 @@ pub(crate) async fn insert(tx: &mut Tx, row: &AuditRow) -> Result<(), StorageErr
             row.actor.as_str(),
             row.action.as_str(),
             row.target.as_ref().map(EnrollmentId::as_str),
-            sealed::seal(row.detail.to_string().as_bytes()),
+            detail,
             row.at.as_millis(),
         ],
     )

@@ -183,14 +183,15 @@ pub(crate) async fn bind(
     certificate: &Certificate,
     now: Timestamp,
 ) -> Result<Binding, StorageError> {
+    let identity = hex(&certificate.identity);
     tx.run(
         INSERT_BINDING,
         args![
-            hex(&certificate.identity),
+            identity.as_str(),
             hex(&certificate.sha256),
             tenant.as_str(),
             id.as_str(),
-            sealed::seal(&certificate.der),
+            tx.keyring.at(&sealed::CERTIFICATE, tenant, &[&identity]).seal(&certificate.der)?,
             certificate.subject.as_str(),
             certificate.issuer.as_str(),
             certificate.not_before.as_millis(),

@@ -5,7 +5,8 @@
 
 use crate::device_messages::{heard, heard_orphan};
 use crate::enrollments::{configuration_released, is_known, renewal_begins, renewal_ends, renewal_fails};
-use crate::events::{Cause, Happened, digest, emit, redacted, wanted};
+use crate::events::{Cause, Happened, emit, redacted, wanted};
+use crate::keyring::Keyring;
 use crate::memory::Change;
 use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
@@ -264,12 +265,14 @@ impl Storage {
 
     /// Open commands in the order in which they go out, at most 1,000.
     pub async fn pending_commands(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Vec<CommandStatus>, StorageError> {
-        self.read_all(SELECT_OPEN, args![id.as_str(), tenant.as_str()]).await?.iter().map(status).collect()
+        let rows = self.read_all(SELECT_OPEN, args![id.as_str(), tenant.as_str()]).await?;
+        rows.iter().map(|row| status(self.keyring(), tenant, id, row)).collect()
     }
 
     /// Where one command of an enrollment stands.
     pub async fn command_status(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<CommandStatus>, StorageError> {
-        self.read_one(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?.map(|row| status(&row)).transpose()
+        let row = self.read_one(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?;
+        row.map(|row| status(self.keyring(), tenant, id, &row)).transpose()
     }
 
     /// `false`: finished or unknown.
@@ -309,7 +312,11 @@ impl Storage {
     pub async fn orphan_reports(&self, tenant: &TenantId, id: &EnrollmentId, limit: u32) -> Result<Vec<OrphanReport>, StorageError> {
         let rows = self.read_all(SELECT_ORPHANS, args![id.as_str(), tenant.as_str(), i64::from(limit)]).await?;
         rows.iter()
-            .map(|row| Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report: row.sealed(2)?, received_at: row.time(3)? }))
+            .map(|row| {
+                let place: [&(dyn fmt::Display + Sync); 3] = [id, &row.text(0)?, &row.int(3)?];
+                let report = self.keyring().at(&sealed::ORPHAN_REPORT, tenant, &place).open(row.blob(2)?)?;
+                Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report, received_at: row.time(3)? })
+            })
             .collect()
     }
 }
@@ -424,7 +431,7 @@ const SELECT_OPEN: &str =
     select_status!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.tenant_id = ? ORDER BY q.priority DESC, q.sequence LIMIT 1000");
 const SELECT_STATUS: &str = select_status!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
 
-fn status(row: &AnyRow) -> Result<CommandStatus, StorageError> {
+fn status(keyring: &Keyring, tenant: &TenantId, id: &EnrollmentId, row: &AnyRow) -> Result<CommandStatus, StorageError> {
     Ok(CommandStatus {
         uuid: row.text(0)?,
         request_type: row.text(1)?,
@@ -433,7 +440,7 @@ fn status(row: &AnyRow) -> Result<CommandStatus, StorageError> {
         deliveries: row.count(4)?,
         created_at: row.time(5)?,
         updated_at: row.time(6)?,
-        report: row.opt_blob(7)?.map(sealed::open).transpose()?,
+        report: keyring.at(&sealed::REPORT, tenant, &[id, &row.text(0)?]).open_opt(row.opt_blob(7)?)?,
     })
 }
 
@@ -499,16 +506,16 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     {
         return Ok(EnqueueOutcome::AlreadyQueued { uuid: row.text(0)? });
     }
-    let sha256 = digest(&command.raw);
+    let sha256 = tx.keyring.digest(&command.raw);
     match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
-        Some(row) if row.text(0)? != sha256 => return Ok(EnqueueOutcome::UuidReused),
+        Some(row) if !tx.keyring.is_digest_of(&row.text(0)?, &command.raw)? => return Ok(EnqueueOutcome::UuidReused),
         Some(_) => {
             if tx.one(SELECT_QUEUED, args![target.as_str(), command.uuid.as_str(), tenant.as_str()]).await?.is_some() {
                 return Ok(EnqueueOutcome::AlreadyQueued { uuid: command.uuid.clone() });
             }
         }
         None => {
-            let body = sealed::seal(&command.raw);
+            let body = tx.keyring.at(&sealed::COMMAND_BODY, tenant, &[&command.uuid]).seal(&command.raw)?;
             let args = args![tenant.as_str(), command.uuid.as_str(), command.request_type.as_str(), body, sha256, now.as_millis()];
             tx.run(INSERT_COMMAND, args).await?;
         }
@@ -601,7 +608,8 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, offer: Offer, n
                 continue;
             }
             if chosen.as_ref().is_none_or(|(chosen, _)| row.priority > chosen.priority) {
-                chosen = Some((row, columns.sealed(13)?));
+                let body = tx.keyring.at(&sealed::COMMAND_BODY, &row.tenant, &[&row.uuid]).open(columns.blob(13)?)?;
+                chosen = Some((row, body));
             }
             break;
         }
@@ -685,7 +693,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
             row.uuid.as_str(),
             status,
             1_i64,
-            sealed::seal(&input.raw),
+            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(&input.raw)?,
             now.as_millis(),
             // The row of the queue.
             state,
@@ -734,7 +742,7 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
             row.uuid.as_str(),
             Status::NotNow.as_str(),
             0_i64,
-            sealed::seal(&input.raw),
+            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(&input.raw)?,
             input.now.as_millis(),
         ],
     )
@@ -750,17 +758,20 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
 
 async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<bool, StorageError> {
     match tx.one(SELECT_RESULT, args![row.enrollment.as_str(), row.uuid.as_str()]).await? {
-        Some(stored) => Ok(stored.text(0)? == status && stored.sealed(1)? == input.raw),
+        Some(stored) if stored.text(0)? == status => {
+            let place = tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).open(stored.blob(1)?)?;
+            Ok(place == input.raw)
+        }
+        Some(_) => Ok(false),
         None => Ok(false),
     }
 }
 
 async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {
-    tx.run(
-        INSERT_ORPHAN,
-        args![input.tenant.as_str(), id.as_str(), input.command_uuid.as_str(), status, sealed::seal(&input.raw), input.now.as_millis(),],
-    )
-    .await?;
+    let ReportInput { tenant, command_uuid, raw, .. } = input;
+    let now = input.now.as_millis();
+    let report = tx.keyring.at(&sealed::ORPHAN_REPORT, tenant, &[id, command_uuid, &now]).seal(raw)?;
+    tx.run(INSERT_ORPHAN, args![tenant.as_str(), id.as_str(), command_uuid.as_str(), status, report, now]).await?;
     tx.run(TRIM_ORPHANS, args![id.as_str(), ORPHANS, ORPHAN_BYTES]).await?;
     Ok(Recorded::Orphan)
 }
@@ -800,7 +811,7 @@ pub(crate) async fn is_key_used(tx: &mut Tx, tenant: &TenantId, origin: &str, ta
 /// Whether the tenant used the UUID for other bytes.
 pub(crate) async fn is_reused(tx: &mut Tx, tenant: &TenantId, command: &Command) -> Result<bool, StorageError> {
     match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
-        Some(row) => Ok(row.text(0)? != digest(&command.raw)),
+        Some(row) => Ok(!tx.keyring.is_digest_of(&row.text(0)?, &command.raw)?),
         None => Ok(false),
     }
 }

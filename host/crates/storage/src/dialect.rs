@@ -39,6 +39,13 @@ impl Dialect {
         }
     }
 
+    /// Run also on each new connection that may write while values are sealed: what is deleted or sealed anew leaves nothing in the file.
+    pub(crate) const fn set_up_sealing_writer(self) -> &'static str {
+        match self {
+            Self::Sqlite => "PRAGMA secure_delete = ON",
+        }
+    }
+
     /// Run once on each new connection that only reads.
     pub(crate) const fn set_up_reader(self) -> &'static [&'static str] {
         match self {
@@ -60,6 +67,7 @@ impl Dialect {
         let files: &[(i64, &'static str, &'static str)] = match self {
             Self::Sqlite => &[
                 (1, "initial", include_str!("../migrations/sqlite/0001_initial.sql")),
+                (2, "sealing keys", include_str!("../migrations/sqlite/0002_sealing_keys.sql")),
                 (3, "renewal and wakes", include_str!("../migrations/sqlite/0003_renewal_and_wakes.sql")),
             ],
         };

@@ -343,7 +343,7 @@ async fn put(tx: &mut Tx, effects: &PluginEffects, write: &KvWrite, now: Timesta
     let (tenant, plugin, key) = (effects.tenant.as_str(), effects.plugin.as_str(), write.key.as_str());
     match &write.value {
         Some(value) => {
-            let value_blob = sealed::seal(value);
+            let value_blob = tx.keyring.at(&sealed::KEY_VALUE, &effects.tenant, &[&plugin, &key]).seal(value)?;
             let size = size(key, value);
             let args = args![tenant, plugin, key, value_blob, write.version.as_str(), size, millis(write.expires_at), now.as_millis()];
             tx.run(UPSERT_PAIR, args).await?;

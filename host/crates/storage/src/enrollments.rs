@@ -201,7 +201,8 @@ impl Storage {
     }
 
     async fn token(&self, tenant: &TenantId, id: &EnrollmentId, name: &str) -> Result<Option<Bytes>, StorageError> {
-        self.read_one(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?.map(|row| row.sealed(0)).transpose()
+        let row = self.read_one(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?;
+        row.map(|row| self.keyring().at(&sealed::TOKEN, tenant, &[id, &name]).open(row.blob(0)?)).transpose()
     }
 
     /// Ends a quarantine; `false`: there was none.
@@ -396,7 +397,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
             message.facts.serial_number.as_deref(),
             message.facts.model.as_deref(),
             facts,
-            sealed::seal(json(&message.url_params)?.as_bytes()),
+            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
             message.decisions.to_string(),
             now.as_millis(),
             now.as_millis(),
@@ -405,7 +406,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
             tenant.as_str(),
             id.as_str(),
             "Authenticate",
-            sealed::seal(&message.raw),
+            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
             now.as_millis(),
         ],
     )
@@ -471,7 +472,7 @@ async fn renew(tx: &mut Tx, message: &Authenticate, known: &AnyRow, is_bound: bo
             json(&facts)?,
             facts.serial_number.as_deref(),
             facts.model.as_deref(),
-            sealed::seal(json(&message.url_params)?.as_bytes()),
+            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
             message.decisions.to_string(),
             message.quarantined_by.as_deref(),
             now.as_millis(),
@@ -480,7 +481,7 @@ async fn renew(tx: &mut Tx, message: &Authenticate, known: &AnyRow, is_bound: bo
             tenant.as_str(),
             id.as_str(),
             "Authenticate",
-            sealed::seal(&message.raw),
+            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
             now.as_millis(),
         ],
     )
@@ -596,8 +597,8 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     let awaiting = message.awaiting_configuration.map(i64::from).or(was_awaiting);
     let facts = merged(&row.text(7)?, &message.facts)?;
     let rotated = tally > 1
-        && (row.opt_blob(8)?.map(sealed::open).transpose()?.as_deref() != Some(message.push_magic.as_bytes())
-            || row.opt_blob(9)?.map(sealed::open).transpose()?.as_deref() != Some(&*message.token));
+        && (tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).open_opt(row.opt_blob(8)?)?.as_deref() != Some(message.push_magic.as_bytes())
+            || tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).open_opt(row.opt_blob(9)?)?.as_deref() != Some(&*message.token));
     tx.run(
         &STORE_TOKEN_UPDATE,
         args![
@@ -607,8 +608,8 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
             json(&facts)?,
             facts.serial_number.as_deref(),
             facts.model.as_deref(),
-            sealed::seal(message.push_magic.as_bytes()),
-            sealed::seal(&message.token),
+            tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).seal(message.push_magic.as_bytes())?,
+            tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).seal(&message.token)?,
             (tally == 1).then(|| now.as_millis()),
             now.as_millis(),
             id.as_str(),
@@ -616,13 +617,13 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
             tenant.as_str(),
             id.as_str(),
             "TokenUpdate",
-            sealed::seal(&message.raw),
+            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"TokenUpdate"]).seal(&message.raw)?,
             now.as_millis(),
         ],
     )
     .await?;
     if let Some(token) = &message.unlock_token {
-        tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), UNLOCK_TOKEN, sealed::seal(token), now.as_millis()]).await?;
+        upsert_token(tx, tenant, id, UNLOCK_TOKEN, token, *now).await?;
     }
     tx.after_commit(Change::Seen(id.clone(), *now));
 
@@ -648,7 +649,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
 /// Answers the new row.
 async fn insert_user(tx: &mut Tx, message: &TokenUpdate, parent: &EnrollmentId) -> Result<AnyRow, StorageError> {
     let TokenUpdate { tenant, enrollment: Enrollment { id, kind, .. }, topic, now, .. } = message;
-    let (no_params, now) = (sealed::seal(b"{}"), now.as_millis());
+    let (no_params, now) = (tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(b"{}")?, now.as_millis());
     let args = args![id.as_str(), tenant.as_str(), parent.as_str(), kind.as_str(), topic.as_str(), no_params, now, now];
     tx.run(INSERT_USER, args).await?;
     let row = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await?;
@@ -687,9 +688,11 @@ async fn set_bootstrap_token(
         return Ok(false);
     }
     match token {
-        Some(token) => tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), BOOTSTRAP_TOKEN, sealed::seal(token), now.as_millis()]).await?,
-        None => tx.run(DELETE_TOKEN, args![id.as_str(), BOOTSTRAP_TOKEN]).await?,
-    };
+        Some(token) => upsert_token(tx, tenant, id, BOOTSTRAP_TOKEN, token, now).await?,
+        None => {
+            tx.run(DELETE_TOKEN, args![id.as_str(), BOOTSTRAP_TOKEN]).await?;
+        }
+    }
     if let Some(awaiting) = awaiting_configuration {
         tx.run(SET_AWAITING, args![i64::from(awaiting), now.as_millis(), id.as_str()]).await?;
     }
@@ -767,7 +770,14 @@ async fn store_message(
     raw: &[u8],
     now: Timestamp,
 ) -> Result<(), StorageError> {
-    tx.run(UPSERT_MESSAGE, args![tenant.as_str(), id.as_str(), message_type, sealed::seal(raw), now.as_millis()]).await?;
+    let raw = tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &message_type]).seal(raw)?;
+    tx.run(UPSERT_MESSAGE, args![tenant.as_str(), id.as_str(), message_type, raw, now.as_millis()]).await?;
+    Ok(())
+}
+
+async fn upsert_token(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, name: &str, token: &[u8], now: Timestamp) -> Result<(), StorageError> {
+    let token = tx.keyring.at(&sealed::TOKEN, tenant, &[id, &name]).seal(token)?;
+    tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), name, token, now.as_millis()]).await?;
     Ok(())
 }
 

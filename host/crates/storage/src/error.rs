@@ -21,6 +21,12 @@ pub enum StorageError {
         /// What, and where as far as is known.
         reason: String,
     },
+    /// A value is sealed under a key that is not given, or the keys are of no use.
+    #[error("key-file: {reason}")]
+    Key {
+        /// What, and what to do; never a key.
+        reason: String,
+    },
     /// An argument that can never be stored.
     #[error("{field}: {problem}")]
     Invalid {

@@ -3,8 +3,8 @@
 //! [`emit`] runs in the transaction of the change: where somebody subscribes, it writes the event once and a delivery for each subscriber.
 //! Where nobody does, it costs a look at a list in memory.
 
-use crate::certificate_bindings::hex;
 use crate::device_messages;
+use crate::keyring::Keyring;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
 use crate::sql::{Columns, Db, args, together};
@@ -200,7 +200,9 @@ const INSERT_EVENT: &str = "INSERT INTO events (id, tenant_id, topic, request_ty
 /// Answers the event's id.
 pub(crate) async fn insert_event(tx: &mut Tx, happened: &Happened<'_>, who: Option<&EnrollmentRecord>, data: &Value) -> Result<String, StorageError> {
     let id = new_id(happened.at);
-    let who = who.map(|who| sealed::seal(to_stored(who).to_string().as_bytes()));
+    let seal = |column, value: &Value| tx.keyring.at(column, happened.tenant, &[&id]).seal(value.to_string().as_bytes());
+    let who = who.map(|who| seal(&sealed::EVENT_WHO, &to_stored(who))).transpose()?;
+    let data = seal(&sealed::EVENT_DATA, data)?;
     tx.run(
         INSERT_EVENT,
         args![
@@ -211,7 +213,7 @@ pub(crate) async fn insert_event(tx: &mut Tx, happened: &Happened<'_>, who: Opti
             happened.at.as_millis(),
             happened.who.map(EnrollmentId::as_str),
             who,
-            sealed::seal(data.to_string().as_bytes()),
+            data,
             i64::from(happened.cause.hops),
             happened.cause.subscriber.as_deref(),
         ],
@@ -350,6 +352,7 @@ impl Storage {
 
 async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Result<EnrollmentRecord, StorageError> {
     let id = EnrollmentId::new(row.text(0)?);
+    let tenant = tenant(row, 1)?;
     let state = state(&row.text(5)?)?;
     let last_seen = row.opt_time(9)?.max(seen);
     let mut tags = Vec::new();
@@ -360,7 +363,7 @@ async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Res
         return Err(StorageError::corrupt(format!("the facts of enrollment {id} are no object")));
     };
     facts.insert("tags".to_owned(), Value::Array(tags));
-    facts.insert("url_params".to_owned(), row.sealed_json(8)?);
+    facts.insert("url_params".to_owned(), db.keyring.at(&sealed::URL_PARAMS, &tenant, &[&id]).open_json(row.blob(8)?)?);
     facts.insert("state".to_owned(), state.as_str().into());
     if let Some(last_seen) = last_seen {
         facts.insert("last_seen".to_owned(), last_seen.to_string().into());
@@ -376,7 +379,7 @@ async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Res
         facts.insert("certificate".to_owned(), certificate);
     }
     Ok(EnrollmentRecord {
-        tenant: tenant(row, 1)?,
+        tenant,
         parent: row.opt_text(2)?.map(EnrollmentId::new),
         kind: kind(&row.text(3)?)?,
         topic: row.text(4)?,
@@ -430,19 +433,20 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
 }
 
 /// `id, tenant_id, topic, occurred_at, who, data, hops`, from that column on.
-pub(crate) fn event(row: &AnyRow, first: usize) -> Result<Event, StorageError> {
+pub(crate) fn event(keyring: &Keyring, row: &AnyRow, first: usize) -> Result<Event, StorageError> {
+    let id = row.text(first)?;
     let tenant = tenant(row, first + 1)?;
     let who = match row.opt_blob(first + 4)? {
-        Some(who) => Some(from_stored(&tenant, sql::parse_json(&sealed::open(who)?)?)?),
+        Some(who) => Some(from_stored(&tenant, keyring.at(&sealed::EVENT_WHO, &tenant, &[&id]).open_json(who)?)?),
         None => None,
     };
     Ok(Event {
-        id: row.text(first)?,
         topic: row.text(first + 2)?,
         at: row.time(first + 3)?,
         who,
-        data: row.sealed_json(first + 5)?,
+        data: keyring.at(&sealed::EVENT_DATA, &tenant, &[&id]).open_json(row.blob(first + 5)?)?,
         hops: row.count(first + 6)?,
+        id,
         tenant,
     })
 }
@@ -450,11 +454,6 @@ pub(crate) fn event(row: &AnyRow, first: usize) -> Result<Event, StorageError> {
 /// A document without its secrets.
 pub(crate) fn redacted(document: &wasmdm_protocol::plist::Value) -> Value {
     to_redacted_json(document)
-}
-
-/// Of a command's body, for the comparison of two.
-pub(crate) fn digest(bytes: &[u8]) -> String {
-    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
 }
 
 #[cfg(test)]

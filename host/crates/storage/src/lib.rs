@@ -15,9 +15,11 @@ pub mod enrollments;
 pub mod error;
 pub mod events;
 pub mod fingerprint;
+pub mod keyring;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;
+pub mod sealing;
 pub mod tenants;
 pub mod timers;
 pub mod wakes;
@@ -37,12 +39,13 @@ pub use error::StorageError;
 
 use crate::database::{Location, Ownership};
 use crate::dialect::Dialect;
+use crate::keyring::Keyring;
 use crate::memory::Memory;
 use crate::sql::{Columns, Db, args};
 use crate::writer::{Class, Tx, WriteQueue, Writer, Written};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sqlx::any::Any;
+use sqlx::any::{Any, AnyConnectOptions};
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolConnection;
 use sqlx::{AnyConnection, AnyPool};
@@ -65,6 +68,7 @@ struct Inner {
     readers: AnyPool,
     dialect: Dialect,
     memory: Arc<Memory>,
+    keyring: Keyring,
     /// `None`: opened for reading only.
     queue: Option<Arc<WriteQueue>>,
     tasks: TaskTracker,
@@ -88,6 +92,23 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Owned`] when another server has the file; [`StorageError::Corrupt`] when its schema is newer than this version.
     pub async fn open(options: OpenOptions) -> Result<Self, StorageError> {
+        Self::open_with_keys(options, Keyring::default()).await
+    }
+
+    /// As [`Self::open`], with keys: what can hold a secret is sealed with the first of them.
+    ///
+    /// # Errors
+    /// [`StorageError::Key`] when values are sealed under a key that is not among them.
+    pub async fn open_with_keys(options: OpenOptions, keyring: Keyring) -> Result<Self, StorageError> {
+        let (storage, connect, is_sealed) = Self::open_unsealed(options, keyring).await?;
+        if !is_sealed {
+            storage.inner.tasks.spawn(storage.clone().reseal_in_background(connect));
+        }
+        Ok(storage)
+    }
+
+    /// Also answers whether every value is as the keys want it.
+    async fn open_unsealed(options: OpenOptions, keyring: Keyring) -> Result<(Self, AnyConnectOptions, bool), StorageError> {
         install_drivers();
         let location = Location::parse(&options.url)?;
         let ownership = Ownership::take(&location.lock_path())?;
@@ -96,9 +117,10 @@ impl Storage {
         let dialect = Dialect::Sqlite;
         let memory = Arc::new(Memory::default());
         let queue = Arc::new(WriteQueue::default());
-        let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), Arc::clone(&queue)).await?;
+        let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), keyring.clone(), Arc::clone(&queue)).await?;
         dialect.migrator().run(&mut *writer.connection()).await.map_err(migration_error)?;
-        let mut db = Db::new(writer.connection(), dialect);
+        let mut db = Db::new(writer.connection(), dialect, &keyring);
+        let is_sealed = !sealing::begin(&mut db, options.now).await?;
         outbox::free_leases(&mut db, options.now).await?;
         rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
@@ -107,9 +129,10 @@ impl Storage {
         let storage = Self {
             message: None,
             inner: Arc::new(Inner {
-                readers: database::readers(connect, dialect),
+                readers: database::readers(connect.clone(), dialect),
                 dialect,
                 memory: Arc::clone(&memory),
+                keyring,
                 queue: Some(Arc::clone(&queue)),
                 tasks: tasks.clone(),
                 stopping: Arc::clone(&stopping),
@@ -118,7 +141,7 @@ impl Storage {
         };
         tasks.spawn(flush_last_seen(memory, queue, stopping));
         tracing::debug!(path = %location.path.display(), at = %options.now, "The database is open");
-        Ok(storage)
+        Ok((storage, connect, is_sealed))
     }
 
     /// Opens for reading only, beside a server or without one: takes no lock, migrates nothing; every write answers `Unavailable`.
@@ -126,6 +149,14 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Unavailable`] when there is no such file, [`StorageError::Corrupt`] when its schema is of another version.
     pub async fn open_read_only(url: &str) -> Result<Self, StorageError> {
+        Self::open_read_only_with_keys(url, Keyring::default()).await
+    }
+
+    /// As [`Self::open_read_only`], with keys. Without the right ones what does not look at sealed values can be had all the same.
+    ///
+    /// # Errors
+    /// [`StorageError::Key`] when keys are given, and values are sealed under one that is not among them.
+    pub async fn open_read_only_with_keys(url: &str, keyring: Keyring) -> Result<Self, StorageError> {
         install_drivers();
         let location = Location::parse(url)?;
         let connect = location.connect_options()?;
@@ -137,6 +168,7 @@ impl Storage {
                 readers,
                 dialect,
                 memory: Arc::new(Memory::default()),
+                keyring,
                 queue: None,
                 tasks: TaskTracker::new(),
                 stopping: Arc::new(Notify::new()),
@@ -145,6 +177,9 @@ impl Storage {
         };
         storage.require_schema().await?;
         let mut reader = storage.reader().await?;
+        if !storage.keyring().is_empty() {
+            sealing::require_keys(&mut reader.db()).await?;
+        }
         rebuild(&mut reader.db(), &storage.inner.memory).await?;
         drop(reader);
         Ok(storage)
@@ -194,7 +229,11 @@ impl Storage {
     }
 
     async fn reader(&self) -> Result<Reader, StorageError> {
-        Ok(Reader { connection: self.inner.readers.acquire().await?, dialect: self.inner.dialect })
+        Ok(Reader { connection: self.inner.readers.acquire().await?, dialect: self.inner.dialect, keyring: self.inner.keyring.clone() })
+    }
+
+    fn keyring(&self) -> &Keyring {
+        &self.inner.keyring
     }
 
     async fn read_one(&self, sql: &'static str, args: sql::Args) -> Result<Option<sqlx::any::AnyRow>, StorageError> {
@@ -222,12 +261,13 @@ impl Storage {
 struct Reader {
     connection: PoolConnection<Any>,
     dialect: Dialect,
+    keyring: Keyring,
 }
 
 impl Reader {
     fn db(&mut self) -> Db<'_> {
         let connection: &mut AnyConnection = &mut self.connection;
-        Db::new(connection, self.dialect)
+        Db::new(connection, self.dialect, &self.keyring)
     }
 }
 

@@ -243,7 +243,7 @@ impl Storage {
             attempt: row.count(1)?.saturating_add(1),
             conflicts: row.count(2)?,
             first_failed_at: row.opt_time(3)?,
-            event: event(&row, 4)?,
+            event: event(self.keyring(), &row, 4)?,
         }))
     }
 
@@ -333,7 +333,10 @@ impl Storage {
                     subscriber: row.text(1)?,
                     interface: row.text(2)?,
                     attempts: row.count(3)?,
-                    error: row.opt_blob(4)?.map(sealed::open_text).transpose()?.unwrap_or_default(),
+                    error: match row.opt_blob(4)? {
+                        Some(error) => self.keyring().at(&sealed::LAST_ERROR, tenant, &[&row.int(0)?]).open_text(error)?,
+                        None => String::new(),
+                    },
                     at: row.time(5)?,
                     event_id: row.text(6)?,
                     topic: row.text(7)?,
@@ -607,7 +610,7 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
             finish(tx, lease, args!["done", no_error, by.to_string(), now.as_millis(), *sequence]).await
         }
         Completion::Retry { at, error, counted, by } => {
-            let error = sealed::seal(error.as_bytes());
+            let error = tx.keyring.at(&sealed::LAST_ERROR, &lease.tenant, &[sequence]).seal(error.as_bytes())?;
             if *counted {
                 tx.run(FAIL, args![now.as_millis(), error, by.to_string(), *sequence]).await?;
             } else {
@@ -619,7 +622,7 @@ async fn complete(tx: &mut Tx, work: &Work, now: Timestamp) -> Result<Completed,
             Ok(Completed::Stored { released: true })
         }
         Completion::Dead { error, by } => {
-            let error = sealed::seal(error.as_bytes());
+            let error = tx.keyring.at(&sealed::LAST_ERROR, &lease.tenant, &[sequence]).seal(error.as_bytes())?;
             finish(tx, lease, args!["dead", error, by.to_string(), now.as_millis(), *sequence]).await
         }
     }

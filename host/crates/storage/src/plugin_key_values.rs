@@ -1,8 +1,9 @@
 //! Plugins' own memory. Writes come with a plugin's effects only (`effects.rs`).
 
+use crate::keyring::Keyring;
 use crate::sql::{Columns, Db, args};
 use crate::writer::Tx;
-use crate::{Storage, StorageError};
+use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
 use sqlx::any::AnyRow;
 use wasmdm_protocol::enrollment::TenantId;
@@ -41,7 +42,8 @@ pub(crate) const DELETE_PAIR: &str = "DELETE FROM plugin_key_values WHERE tenant
 impl Storage {
     /// Expired pairs are absent.
     pub async fn kv_get(&self, tenant: &TenantId, plugin: &str, key: &str, now: Timestamp) -> Result<Option<KvPair>, StorageError> {
-        self.read_one(SELECT_PAIR, args![tenant.as_str(), plugin, key, now.as_millis()]).await?.map(|row| pair(&row)).transpose()
+        let row = self.read_one(SELECT_PAIR, args![tenant.as_str(), plugin, key, now.as_millis()]).await?;
+        row.map(|row| pair(self.keyring(), tenant, plugin, &row)).transpose()
     }
 
     /// In the order of the keys' bytes, after `after` (exclusive).
@@ -63,7 +65,7 @@ impl Storage {
         let rows = self.read_all(SCAN_PAIRS, args![tenant.as_str(), plugin, prefix, after, now.as_millis(), i64::from(limit)]).await?;
         let mut pairs = Vec::with_capacity(rows.len());
         for row in rows {
-            let pair = pair(&row)?;
+            let pair = pair(self.keyring(), tenant, plugin, &row)?;
             if !pair.key.starts_with(prefix) {
                 break;
             }
@@ -85,8 +87,10 @@ fn before(prefix: &str) -> String {
     shorter
 }
 
-fn pair(row: &AnyRow) -> Result<KvPair, StorageError> {
-    Ok(KvPair { key: row.text(0)?, value: row.sealed(1)?, version: row.text(2)? })
+fn pair(keyring: &Keyring, tenant: &TenantId, plugin: &str, row: &AnyRow) -> Result<KvPair, StorageError> {
+    let key = row.text(0)?;
+    let value = keyring.at(&sealed::KEY_VALUE, tenant, &[&plugin, &key]).open(row.blob(1)?)?;
+    Ok(KvPair { key, value, version: row.text(2)? })
 }
 
 pub(crate) async fn usage(db: &mut Db<'_>, tenant: &TenantId, plugin: &str) -> Result<(u64, u64), StorageError> {

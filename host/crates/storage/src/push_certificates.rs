@@ -92,8 +92,8 @@ impl Storage {
         let store = Arc::new(Store {
             tenant: tenant.clone(),
             topic: topic.to_owned(),
-            certificate: sealed::seal(certificate_pem.as_bytes()),
-            key: sealed::seal(private_key_pem.as_bytes()),
+            certificate: self.keyring().at(&sealed::PUSH_CERTIFICATE, tenant, &[&topic]).seal(certificate_pem.as_bytes())?,
+            key: self.keyring().at(&sealed::PUSH_CERTIFICATE_KEY, tenant, &[&topic]).seal(private_key_pem.as_bytes())?,
         });
         self.write(Class::Answer, move |tx| {
             let store = Arc::clone(&store);
@@ -120,11 +120,12 @@ impl Storage {
         let Some(row) = self.read_one(SELECT_CERTIFICATE, args![topic]).await? else {
             return Ok(None);
         };
+        let tenant = tenant(&row, 0)?;
         Ok(Some(PushCertificate {
-            tenant: tenant(&row, 0)?,
-            topic: row.text(1)?,
-            certificate_pem: row.sealed_text(2)?,
-            private_key_pem: row.sealed_text(3)?,
+            topic: topic.to_owned(),
+            certificate_pem: self.keyring().at(&sealed::PUSH_CERTIFICATE, &tenant, &[&topic]).open_text(row.blob(2)?)?,
+            private_key_pem: self.keyring().at(&sealed::PUSH_CERTIFICATE_KEY, &tenant, &[&topic]).open_text(row.blob(3)?)?,
+            tenant,
             not_after: row.time(4)?,
             version: row.int(5)?,
         }))
@@ -138,7 +139,9 @@ impl Storage {
             let Some(row) = reader.db().one(SELECT_TARGET, args![id.as_str(), tenant.as_str()]).await? else {
                 continue;
             };
-            targets.push(PushTarget { id: id.clone(), topic: row.text(0)?, push_magic: row.sealed_text(1)?, token: row.sealed(2)? });
+            let push_magic = self.keyring().at(&sealed::PUSH_MAGIC, tenant, &[id]).open_text(row.blob(1)?)?;
+            let token = self.keyring().at(&sealed::PUSH_TOKEN, tenant, &[id]).open(row.blob(2)?)?;
+            targets.push(PushTarget { id: id.clone(), topic: row.text(0)?, push_magic, token });
         }
         Ok(targets)
     }

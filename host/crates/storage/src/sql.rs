@@ -1,8 +1,8 @@
 //! Running statements: arguments, rows, and connections that know their dialect.
 
+use crate::StorageError;
 use crate::dialect::Dialect;
-use crate::{StorageError, sealed};
-use bytes::Bytes;
+use crate::keyring::Keyring;
 use sqlx::any::{Any, AnyArguments, AnyRow};
 use sqlx::{AnyConnection, Arguments, Encode, Row, Type};
 use wasmdm_protocol::time::Timestamp;
@@ -47,11 +47,12 @@ pub(crate) fn together(statements: &[&str]) -> String {
 pub(crate) struct Db<'c> {
     connection: &'c mut AnyConnection,
     dialect: Dialect,
+    pub(crate) keyring: &'c Keyring,
 }
 
 impl<'c> Db<'c> {
-    pub(crate) fn new(connection: &'c mut AnyConnection, dialect: Dialect) -> Self {
-        Self { connection, dialect }
+    pub(crate) fn new(connection: &'c mut AnyConnection, dialect: Dialect, keyring: &'c Keyring) -> Self {
+        Self { connection, dialect, keyring }
     }
 
     pub(crate) async fn one(&mut self, sql: &'static str, args: Args) -> Result<Option<AnyRow>, StorageError> {
@@ -90,7 +91,7 @@ pub(crate) trait Columns {
     fn opt_text(&self, column: usize) -> Result<Option<String>, StorageError>;
     fn int(&self, column: usize) -> Result<i64, StorageError>;
     fn opt_int(&self, column: usize) -> Result<Option<i64>, StorageError>;
-    /// A blob with its format byte.
+    /// A blob with its format byte, for [`crate::sealed::Place::open`].
     fn blob(&self, column: usize) -> Result<Vec<u8>, StorageError>;
     fn opt_blob(&self, column: usize) -> Result<Option<Vec<u8>>, StorageError>;
 
@@ -106,17 +107,8 @@ pub(crate) trait Columns {
     fn opt_time(&self, column: usize) -> Result<Option<Timestamp>, StorageError> {
         Ok(self.opt_int(column)?.map(Timestamp::from_millis))
     }
-    fn sealed(&self, column: usize) -> Result<Bytes, StorageError> {
-        sealed::open(self.blob(column)?)
-    }
-    fn sealed_text(&self, column: usize) -> Result<String, StorageError> {
-        sealed::open_text(self.blob(column)?)
-    }
     fn json(&self, column: usize) -> Result<serde_json::Value, StorageError> {
         parse_json(self.text(column)?.as_bytes())
-    }
-    fn sealed_json(&self, column: usize) -> Result<serde_json::Value, StorageError> {
-        parse_json(&self.sealed(column)?)
     }
 }
 

@@ -162,7 +162,8 @@ pub(crate) async fn change(
     let id = who.map_or("", EnrollmentId::as_str);
     match change {
         TimerChange::Set { at, data, .. } => {
-            let args = args![tenant.as_str(), plugin, name.as_str(), id, at.as_millis(), sealed::seal(data), now.as_millis()];
+            let data = tx.keyring.at(&sealed::TIMER_DATA, tenant, &[&plugin, name, &id]).seal(data)?;
+            let args = args![tenant.as_str(), plugin, name.as_str(), id, at.as_millis(), data, now.as_millis()];
             tx.run(UPSERT_TIMER, args).await?;
             tx.after_commit(Change::Outbox);
         }
@@ -180,7 +181,8 @@ async fn fire_due(tx: &mut Tx, now: Timestamp) -> Result<(), StorageError> {
         let (tenant, plugin, name, id) = (tenant(&row, 0)?, row.text(1)?, row.text(2)?, row.text(3)?);
         let who = (!id.is_empty()).then(|| EnrollmentId::new(id.as_str()));
         let tick = Tick { tenant: &tenant, plugin: &plugin, name: &name, partition: partition(&name, who.as_ref()), due: row.time(4)? };
-        tick_now(tx, &tick, who.as_ref(), &row.sealed(5)?, now).await?;
+        let data = tx.keyring.at(&sealed::TIMER_DATA, &tenant, &[&plugin, &name, &id]).open(row.blob(5)?)?;
+        tick_now(tx, &tick, who.as_ref(), &data, now).await?;
         tx.run(DELETE_TIMER, args![tenant.as_str(), plugin.as_str(), name.as_str(), id]).await?;
     }
     Ok(())

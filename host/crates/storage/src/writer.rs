@@ -7,6 +7,7 @@
 use crate::StorageError;
 use crate::device_messages::HeardMessage;
 use crate::dialect::Dialect;
+use crate::keyring::Keyring;
 use crate::memory::{Change, Memory};
 use crate::sql::{Args, Db};
 use futures_util::FutureExt;
@@ -53,6 +54,7 @@ pub(crate) struct Tx {
     connection: AnyConnection,
     dialect: Dialect,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) keyring: Keyring,
     /// What the member that runs is on behalf of.
     pub(crate) message: Option<Arc<HeardMessage>>,
     /// Statements that may have changed something, in this transaction.
@@ -63,7 +65,7 @@ pub(crate) struct Tx {
 
 impl Tx {
     pub(crate) fn db(&mut self) -> Db<'_> {
-        Db::new(&mut self.connection, self.dialect)
+        Db::new(&mut self.connection, self.dialect, &self.keyring)
     }
 
     pub(crate) async fn one(&mut self, sql: &'static str, args: Args) -> Result<Option<AnyRow>, StorageError> {
@@ -199,6 +201,10 @@ impl WriteQueue {
         self.arrived.notify_one();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.waiting.lock().closed
+    }
+
     /// The next group; `None` when closed and empty.
     async fn next_group(&self) -> Option<Vec<Box<dyn Member>>> {
         loop {
@@ -234,10 +240,11 @@ impl Writer {
         options: AnyConnectOptions,
         dialect: Dialect,
         memory: Arc<Memory>,
+        keyring: Keyring,
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
-        let connection = connect(&options, dialect).await?;
-        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, message: None, writes: 0, changes: Vec::new() }, broken: false })
+        let connection = connect(&options, dialect, &keyring).await?;
+        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
     }
 
     /// Before the task runs: migrations, and what is kept in memory.
@@ -320,7 +327,7 @@ impl Writer {
 
     async fn begin(&mut self) -> Result<(), StorageError> {
         if self.broken {
-            self.tx.connection = connect(&self.options, self.tx.dialect).await?;
+            self.tx.connection = connect(&self.options, self.tx.dialect, &self.tx.keyring).await?;
             self.broken = false;
         }
         self.tx.writes = 0;
@@ -372,10 +379,13 @@ async fn run(member: &mut Box<dyn Member>, tx: &mut Tx) -> Result<Ran, StorageEr
     }
 }
 
-async fn connect(options: &AnyConnectOptions, dialect: Dialect) -> Result<AnyConnection, StorageError> {
+async fn connect(options: &AnyConnectOptions, dialect: Dialect, keyring: &Keyring) -> Result<AnyConnection, StorageError> {
     let mut connection = options.connect().await?;
     for &statement in dialect.set_up_writer() {
         sqlx::raw_sql(statement).execute(&mut connection).await?;
+    }
+    if !keyring.is_empty() {
+        sqlx::raw_sql(dialect.set_up_sealing_writer()).execute(&mut connection).await?;
     }
     Ok(connection)
 }

@@ -14,6 +14,7 @@ use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NextCommand, Offer, Recorded, ReportInput};
 use wasmdm_storage::effects::{Applied, DecisionEffects, KvQuota, PluginEffects};
 use wasmdm_storage::enrollments::{Authenticate, Authenticated, TokenUpdate, TokenUpdated};
+use wasmdm_storage::keyring::{Keyring, add_new_key};
 use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease, Subscription};
 use wasmdm_storage::{OpenOptions, Storage};
 
@@ -32,15 +33,37 @@ pub(crate) fn default() -> TenantId {
 }
 
 pub(crate) struct Database {
-    directory: TempDir,
+    pub(crate) directory: TempDir,
+    keyring: parking_lot::Mutex<Keyring>,
     storage: parking_lot::Mutex<Storage>,
 }
 
 impl Database {
     pub(crate) async fn sqlite() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let storage = parking_lot::Mutex::new(open(&directory).await);
-        Self { directory, storage }
+        let storage = parking_lot::Mutex::new(open(&directory, Keyring::default()).await);
+        Self { directory, keyring: parking_lot::Mutex::default(), storage }
+    }
+
+    /// Whose values are sealed from the beginning.
+    pub(crate) async fn sealed() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        add_new_key(&directory.path().join("keys"), "first").unwrap();
+        let keyring = Keyring::from_file(&directory.path().join("keys")).unwrap();
+        let storage = parking_lot::Mutex::new(open(&directory, keyring.clone()).await);
+        Self { directory, keyring: parking_lot::Mutex::new(keyring), storage }
+    }
+
+    /// Puts a new key in front of those of the key file, and opens the database with it.
+    pub(crate) async fn rotate(&self, name: &str) {
+        let path = self.directory.path().join("keys");
+        add_new_key(&path, name).unwrap();
+        *self.keyring.lock() = Keyring::from_file(&path).unwrap();
+        self.restart().await;
+    }
+
+    pub(crate) fn keyring(&self) -> Keyring {
+        self.keyring.lock().clone()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -54,7 +77,7 @@ impl Database {
     /// Closes, and opens again.
     pub(crate) async fn restart(&self) {
         self.storage().close().await.unwrap();
-        let storage = open(&self.directory).await;
+        let storage = open(&self.directory, self.keyring()).await;
         *self.storage.lock() = storage;
     }
 
@@ -207,8 +230,8 @@ fn url(directory: &TempDir) -> String {
     format!("sqlite://{}/wasmdm.db", directory.path().display())
 }
 
-async fn open(directory: &TempDir) -> Storage {
-    Storage::open(OpenOptions { url: url(directory), now: at(0) }).await.unwrap()
+async fn open(directory: &TempDir, keyring: Keyring) -> Storage {
+    Storage::open_with_keys(OpenOptions { url: url(directory), now: at(0) }, keyring).await.unwrap()
 }
 
 /// A certificate that is told apart from others by its name. One is real; the storage looks at no more than what is said of it.

@@ -1,5 +1,5 @@
-//! What the storage promises, on every database. A case takes a [`fixture::Database`] and says nothing of which it is; the table at the
-//! end of this file runs each case on each.
+//! What the storage promises, on every database, plain and sealed. A case takes a [`fixture::Database`] and says nothing of which it is; the
+//! table at the end of this file runs each case on each.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,10 +23,11 @@ mod ownership;
 mod plugin_key_values;
 mod push_certificates;
 mod renewal;
+mod sealing;
 mod timers;
 mod wakes;
 
-/// Makes a test of each case, on SQLite.
+/// Makes tests of each case, on SQLite.
 macro_rules! cases {
     ($($module:ident: $($case:ident),+ $(,)?;)+) => {
         mod sqlite {
@@ -36,6 +37,18 @@ macro_rules! cases {
                     let database = crate::fixture::Database::sqlite().await;
                     crate::$module::$case(&database).await;
                     database.assert_sound().await;
+                })+
+            })+
+        }
+        mod sealed_sqlite {
+            $(mod $module {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $case() {
+                    let database = crate::fixture::Database::sealed().await;
+                    crate::$module::$case(&database).await;
+                    // It opens every value where it stands, so each was sealed for that place.
+                    database.assert_sound().await;
+                    assert_eq!(database.storage().sealing_census().await.unwrap().plain, 0);
                 })+
             })+
         }
