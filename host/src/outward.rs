@@ -11,13 +11,23 @@ use base64::engine::general_purpose::STANDARD;
 /// # Errors
 /// When the system's certificates cannot be read.
 pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    builder().timeout(timeout).build()
+}
+
+/// The same for answers of any length, which may take their time but not pause for longer than `pause`.
+///
+/// # Errors
+/// When the system's certificates cannot be read.
+pub fn streaming_client(pause: Duration) -> reqwest::Result<reqwest::Client> {
+    builder().connect_timeout(pause).read_timeout(pause).build()
+}
+
+fn builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
-        .timeout(timeout)
         .tcp_nodelay(true)
         .user_agent(concat!("wasmdm/", env!("CARGO_PKG_VERSION")))
-        .build()
 }
 
 /// The key of NanoMDM's `X-Hmac-Signature`.

@@ -4,6 +4,7 @@
 
 mod alternating_builds;
 mod api;
+mod auth_proxy;
 mod declarative_management;
 mod demo;
 mod devices;
@@ -12,6 +13,7 @@ mod enrollment_baseline;
 mod hostile_input;
 mod in_process;
 mod kill;
+mod migration;
 mod misbehaving_plugins;
 mod nanomdm;
 mod plugins;

@@ -15,6 +15,7 @@ pub mod enrollments;
 pub mod error;
 pub mod events;
 pub mod fingerprint;
+pub mod migration;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;
