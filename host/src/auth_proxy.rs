@@ -38,10 +38,6 @@ const LONGEST_ANSWER: u64 = 16 << 30;
 /// Exchanges at once, and of one device: one that reads slowly must not keep the others out.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_DEVICE: usize = 8;
-/// Between two neighbours only (RFC 9110, 7.6.1, and what is older).
-const HOP_BY_HOP: [&str; 9] =
-    ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
-
 /// What a device asked for.
 #[derive(Debug)]
 pub struct Asked {
@@ -108,7 +104,8 @@ impl AuthProxy {
         let mut answer = Response::new(body);
         *answer.status_mut() = status;
         if is_theirs {
-            *answer.headers_mut() = end_to_end(&head.headers, |name| *name != header::WWW_AUTHENTICATE);
+            *answer.headers_mut() = outward::end_to_end(&head.headers);
+            answer.headers_mut().remove(header::WWW_AUTHENTICATE);
         }
         Ok(answer)
     }
@@ -126,15 +123,20 @@ impl AuthProxy {
     }
 
     fn headers_of(&self, asked: &Asked) -> Result<HeaderMap, Unanswered> {
-        let mut headers = end_to_end(&asked.headers, |name| {
+        let mut headers = outward::end_to_end(&asked.headers);
+        let is_ours = |name: &HeaderName| {
             // Some servers take an underscore for a dash.
             let name = name.as_str().replace('_', "-");
-            !(name.starts_with("x-enrollment-")
+            name.starts_with("x-enrollment-")
                 || name == TRACE_ID.as_str()
                 || self.proofs.iter().any(|proof| proof.as_str().replace('_', "-") == name)
                 // Of the connection or of the encoded body.
-                || matches!(name.as_str(), "host" | "content-length" | "content-encoding" | "expect"))
-        });
+                || matches!(name.as_str(), "host" | "content-length" | "content-encoding" | "expect")
+        };
+        let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
         if !self.url.username().is_empty() || self.url.password().is_some() {
             // What stands in the operator's URL counts.
             headers.remove(header::AUTHORIZATION);
@@ -163,24 +165,6 @@ fn status_for_device(status: StatusCode) -> Option<StatusCode> {
         StatusCode::FORBIDDEN => Some(StatusCode::NOT_FOUND),
         status => Some(status),
     }
-}
-
-/// The headers that go further, of those that are `wanted`.
-fn end_to_end(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
-    let named = |name: &HeaderName| {
-        headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_str().as_bytes()))
-    };
-    let mut kept = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
-        if !HOP_BY_HOP.contains(&name.as_str()) && !named(name) && wanted(name) {
-            kept.append(name, value.clone());
-        }
-    }
-    kept
 }
 
 /// Who is being answered.

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::dump::DumpTarget;
+use crate::escrow_key;
 use crate::logging::LogFormat;
 use crate::webhook::{self, WebhookOptions};
 
@@ -88,6 +89,10 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_AUTH_PROXY_URL", value_name = "URL", hide_env_values = true)]
     pub auth_proxy_url: Option<String>,
 
+    /// Where /v1/escrowkeyunlock takes Activation Lock off [default: Apple's]
+    #[arg(long, env = "WASMDM_ESCROW_KEY_UNLOCK_URL", value_name = "URL", hide_env_values = true)]
+    pub escrow_key_unlock_url: Option<String>,
+
     /// Take check-ins at /checkin only and reports at /mdm only, whatever their content type says; without it /mdm takes both as well
     #[arg(long, env = "WASMDM_CHECKIN")]
     pub checkin: bool,
@@ -162,6 +167,7 @@ pub struct Config {
     pub declarative_proxy: Option<DeclarativeProxyOptions>,
     pub auth_proxy: Option<Url>,
     pub webhooks: WebhookOptions,
+    pub escrow_key_unlock: Url,
     pub device_paths: DevicePaths,
     pub takes_migrations: bool,
     pub dump: Option<DumpTarget>,
@@ -261,6 +267,7 @@ impl ServeOptions {
             declarative_proxy,
             auth_proxy: options.auth_proxy_url.as_deref().map(|url| http_url("auth-proxy-url", url)).transpose()?,
             webhooks,
+            escrow_key_unlock: http_url("escrow-key-unlock-url", options.escrow_key_unlock_url.as_deref().unwrap_or(escrow_key::DEFAULT_URL))?,
             device_paths: match (options.disable_mdm, options.checkin) {
                 (true, _) => DevicePaths::Off,
                 (false, true) => DevicePaths::Split,
@@ -304,6 +311,7 @@ impl ServeOptions {
             webhook_hmac_key_file: or_of_two(self.webhook_hmac_key_file.as_ref(), self.webhook_hmac_key.as_ref(), file.webhook_hmac_key_file),
             webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
             webhook_secrets: self.webhook_secrets || file.webhook_secrets,
+            escrow_key_unlock_url: self.escrow_key_unlock_url.or(file.escrow_key_unlock_url),
             checkin: self.checkin || file.checkin,
             disable_mdm: self.disable_mdm || file.disable_mdm,
             migration: self.migration || file.migration,
@@ -441,6 +449,8 @@ mod tests {
         assert!(with(|o| o.dm = Some("ftp://name:secret@host/".to_owned())).starts_with("dm:"));
         assert!(!with(|o| o.dm = Some("name:secret@host".to_owned())).contains("secret"));
         assert!(with(|o| o.dm_send_hmac_key = Some("key".to_owned())).starts_with("dm:"));
+        assert!(with(|o| o.auth_proxy_url = Some("files.example/base".to_owned())).starts_with("auth-proxy-url:"));
+        assert!(with(|o| o.escrow_key_unlock_url = Some("ftp://files.example/".to_owned())).starts_with("escrow-key-unlock-url:"));
         assert!(with(|o| o.webhook_urls = vec!["http:".to_owned()]).starts_with("webhook-url:"));
         assert!(with(|o| o.webhook_secrets = true).starts_with("webhook-url:"));
         let unknown_topic = |o: &mut ServeOptions| {

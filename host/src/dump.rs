@@ -176,7 +176,7 @@ fn shown(document: &Value) -> (String, String) {
 }
 
 /// What names of keys that hold secrets have in them, in lower case: profiles and declarations have many that are in no schema of commands.
-const SECRET_WORDS: [&str; 12] = [
+const SECRET_WORDS: [&str; 13] = [
     "apikey",
     "authkey",
     "challenge",
@@ -186,6 +186,7 @@ const SECRET_WORDS: [&str; 12] = [
     "passphrase",
     "password",
     "privatekey",
+    "pushmagic",
     "recoverykey",
     "secret",
     "token",

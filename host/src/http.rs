@@ -5,6 +5,7 @@ pub mod authorization;
 pub mod body;
 pub mod dead_letters;
 pub mod device;
+pub mod escrow_key;
 pub mod health;
 pub mod identity;
 pub mod listener;
@@ -30,6 +31,7 @@ use wasmdm_storage::Storage;
 use crate::auth_proxy::AuthProxy;
 use crate::config::DevicePaths;
 use crate::dump::Dump;
+use crate::escrow_key::EscrowKeyUnlock;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::Identity;
@@ -49,6 +51,7 @@ pub struct App {
     pub auth_proxy: Option<AuthProxy>,
     /// `None`: messages are not shown to anybody.
     pub dump: Option<Dump>,
+    pub escrow_key: EscrowKeyUnlock,
     pub api_key: ApiKey,
     /// Whether `/migration` is there.
     pub takes_migrations: bool,
@@ -71,7 +74,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/enqueue/{*ids}", any(v1::enqueue))
         .route("/v1/push/", any(v1::no_ids))
         .route("/v1/push/{*ids}", any(v1::push))
-        .route("/v1/pushcert", get(v1::push_certificate).put(v1::store_push_certificate).fallback(v1::method_not_allowed));
+        .route("/v1/pushcert", get(v1::push_certificate).put(v1::store_push_certificate).fallback(v1::method_not_allowed))
+        .route("/v1/escrowkeyunlock", any(escrow_key::unlock));
     if app.takes_migrations {
         v1 = v1.route("/migration", any(migration::store));
     }

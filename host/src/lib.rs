@@ -11,6 +11,7 @@ pub mod command_line;
 pub mod config;
 pub mod declarative_proxy;
 pub mod dump;
+pub mod escrow_key;
 pub mod http;
 pub mod logging;
 pub mod nanomdm_arguments;

@@ -30,6 +30,7 @@ use crate::auth_proxy::AuthProxy;
 use crate::config::{ApiKeySource, Config, DevicePaths, IdentitySource};
 use crate::declarative_proxy::DeclarativeProxy;
 use crate::dump::Dump;
+use crate::escrow_key::EscrowKeyUnlock;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::{Identity, Source};
@@ -136,6 +137,7 @@ impl RunningServer {
             identity,
             auth_proxy,
             dump,
+            escrow_key: EscrowKeyUnlock::new(config.escrow_key_unlock.clone()),
             api_key,
             takes_migrations: config.takes_migrations,
             budget: BodyBudget::new(tracker.clone()),
