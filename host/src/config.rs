@@ -19,6 +19,7 @@ use crate::webhook::{self, WebhookOptions};
 /// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct ServeOptions {
     /// Address to listen on, for instance 127.0.0.1:9000; without a host, all addresses [default: :9000]
     #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]

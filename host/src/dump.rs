@@ -293,8 +293,8 @@ mod tests {
 
     #[test]
     fn secrets_are_empty_wherever_they_stand_and_named() {
-        let profile = br#"<dict><key>PayloadContent</key><array><dict><key>EAPClientConfiguration</key><dict><key>UserPassword</key>
-            <string>canary-1</string><key>SSID</key><string>office</string></dict><key>SharedSecret</key><data>Y2FuYXJ5LTI=</data></dict></array></dict>"#;
+        let profile = br"<dict><key>PayloadContent</key><array><dict><key>EAPClientConfiguration</key><dict><key>UserPassword</key>
+            <string>canary-1</string><key>SSID</key><string>office</string></dict><key>SharedSecret</key><data>Y2FuYXJ5LTI=</data></dict></array></dict>";
         let mut command = Dictionary::new();
         command.insert("RequestType".to_owned(), "InstallProfile".into());
         command.insert("Payload".to_owned(), Value::Data(profile.to_vec()));

@@ -155,7 +155,7 @@ mod tests {
             ("NANOMDM_DUMP", "true"),
             ("NANOMDM_DISABLE_MDM", "0"),
         ];
-        assert_eq!(run("serve --dump=f", &variables).unwrap(), "serve --dump=f --auth-proxy-url http://a/ --checkin --migration");
+        assert_eq!(run("serve --dump=f", &variables).unwrap(), "serve --dump=f --auth-proxy-url http://a/ --migration --checkin");
     }
 
     #[test]

@@ -103,7 +103,7 @@ async fn apple_is_asked_with_the_push_certificate_and_its_answer_is_passed_on_wh
         assert_eq!((answer.status.as_u16(), text(&answer).as_str()), (status, "Apple's words"));
         assert_eq!((&answer.headers["x-apple-request"], &answer.headers["content-type"]), (&"7".parse().unwrap(), &"text/plain".parse().unwrap()));
     }
-    let asked = asked.lock().unwrap();
+    let asked = asked.lock().unwrap().clone();
     let (request, content_type, body, shown) = &asked[0];
     assert_eq!(request, "POST /deviceservicesworkers/escrowKeyUnlock?productType=Mac14%2C2&serial=S%261&imei=35");
     assert_eq!((content_type.as_str(), body.as_str()), ("application/x-www-form-urlencoded", &*format!("escrowKey={KEY}&guid=200&orgName=An+Org")));

@@ -36,7 +36,7 @@ pub enum Migrated {
 }
 
 impl Storage {
-    /// Takes an Authenticate, a TokenUpdate or a SetBootstrapToken that a device once sent to another server. The tenant is the owner of
+    /// Takes an Authenticate, a TokenUpdate or a `SetBootstrapToken` that a device once sent to another server. The tenant is the owner of
     /// the topic. `actor` is for the audit.
     pub async fn migrate(&self, message: CheckInMessage, actor: &str, now: Timestamp) -> Result<Migrated, StorageError> {
         let brought = Arc::new((message, actor.to_owned()));
@@ -111,33 +111,33 @@ async fn migrate(tx: &mut Tx, message: &CheckInMessage, actor: &str, now: Timest
 }
 
 /// With whose audit it belongs to.
-type Done = Result<(Migrated, TenantId), StorageError>;
+type Done = (Migrated, TenantId);
 
 fn refused(reason: &str) -> Done {
-    Ok((Migrated::Refused { reason: reason.to_owned() }, TenantId::default()))
+    (Migrated::Refused { reason: reason.to_owned() }, TenantId::default())
 }
 
 const HAS_COME: &str = "it has come here itself, and what it said counts";
 
-async fn begin(tx: &mut Tx, message: &CheckInMessage, authenticate: &Authenticate, now: Timestamp) -> Done {
+async fn begin(tx: &mut Tx, message: &CheckInMessage, authenticate: &Authenticate, now: Timestamp) -> Result<Done, StorageError> {
     let id = &message.enrollment.id;
     if !message.enrollment.kind.is_device_channel() {
-        return refused("Authenticate belongs to the device channel");
+        return Ok(refused("Authenticate belongs to the device channel"));
     }
     let tenant = tx.one(SELECT_TOPIC, args![authenticate.topic.as_str()]).await?.map(|row| crate::tenant(&row, 0)).transpose()?.unwrap_or_default();
     let known = known(tx, id).await?;
     if let Some(known) = &known {
         if known.tenant != tenant {
-            return refused("it belongs to another tenant");
+            return Ok(refused("it belongs to another tenant"));
         }
         if known.parent.is_some() {
-            return refused("it is the channel of a user");
+            return Ok(refused("it is the channel of a user"));
         }
         if is_stored(tx, message).await? {
             return Ok((Migrated::Unchanged, tenant));
         }
         if known.has_come {
-            return refused(HAS_COME);
+            return Ok(refused(HAS_COME));
         }
         // It enrolled anew with the other server since it was brought the first time.
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
@@ -168,22 +168,22 @@ async fn begin(tx: &mut Tx, message: &CheckInMessage, authenticate: &Authenticat
     Ok((Migrated::Stored, tenant))
 }
 
-async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now: Timestamp) -> Done {
+async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now: Timestamp) -> Result<Done, StorageError> {
     let id = &message.enrollment.id;
     let Some(device) = known(tx, message.enrollment.device()).await? else {
-        return refused("its device is unknown here: send the Authenticate first");
+        return Ok(refused("its device is unknown here: send the Authenticate first"));
     };
     let tenant = device.tenant.clone();
     if device.parent.is_some() {
-        return refused("its device is the channel of a user");
+        return Ok(refused("its device is the channel of a user"));
     }
     if device.topic != update.topic {
-        return refused("its Topic is not that of its device's Authenticate");
+        return Ok(refused("its Topic is not that of its device's Authenticate"));
     }
     let (channel, is_new) = match &message.enrollment.parent {
         None => (device.clone(), false),
         Some(_) if device.state != EnrollmentState::Enrolled => {
-            return refused("its device is not enrolled: send the device's TokenUpdate first");
+            return Ok(refused("its device is not enrolled: send the device's TokenUpdate first"));
         }
         Some(parent) => match known(tx, id).await? {
             Some(channel) => (channel, false),
@@ -191,7 +191,7 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
         },
     };
     if channel.tenant != tenant || channel.parent.as_deref() != message.enrollment.parent.as_ref().map(EnrollmentId::as_str) {
-        return refused("it is another channel here");
+        return Ok(refused("it is another channel here"));
     }
     let is_same = channel.state == EnrollmentState::Enrolled
         && channel.topic == update.topic
@@ -203,7 +203,7 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
         }
         // Who came with the certificate of the old enrollment may have come before all of that was brought; what is missing is welcome.
         if device.enrolled_itself || channel.state != EnrollmentState::Enrolling {
-            return refused(HAS_COME);
+            return Ok(refused(HAS_COME));
         }
     } else if is_same && is_stored(tx, message).await? {
         return Ok((Migrated::Unchanged, tenant));
@@ -212,7 +212,7 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
         && is_new
     {
         if tx.one(COUNT_USERS, args![parent.as_str()]).await?.map_or(Ok(0), |row| row.int(0))? >= USERS {
-            return refused("its device has too many user channels");
+            return Ok(refused("its device has too many user channels"));
         }
         let (kind, topic, at) = (message.enrollment.kind.as_str(), update.topic.as_str(), now.as_millis());
         tx.run(INSERT_USER, args![id.as_str(), tenant.as_str(), parent.as_str(), kind, topic, sealed::seal(b"{}"), at, at]).await?;
@@ -241,9 +241,9 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
     Ok((Migrated::Stored, tenant))
 }
 
-async fn escrow(tx: &mut Tx, id: &EnrollmentId, set: &SetBootstrapToken, now: Timestamp) -> Done {
+async fn escrow(tx: &mut Tx, id: &EnrollmentId, set: &SetBootstrapToken, now: Timestamp) -> Result<Done, StorageError> {
     let Some(device) = known(tx, id).await? else {
-        return refused("its device is unknown here: send the Authenticate first");
+        return Ok(refused("its device is unknown here: send the Authenticate first"));
     };
     let tenant = device.tenant;
     let stored = tx.one(SELECT_TOKEN, args![id.as_str(), BOOTSTRAP_TOKEN, tenant.as_str()]).await?.map(|row| row.sealed(0)).transpose()?;
@@ -251,7 +251,7 @@ async fn escrow(tx: &mut Tx, id: &EnrollmentId, set: &SetBootstrapToken, now: Ti
         return Ok((Migrated::Unchanged, tenant));
     }
     if device.has_come && (device.enrolled_itself || stored.is_some()) {
-        return refused(HAS_COME);
+        return Ok(refused(HAS_COME));
     }
     match &set.bootstrap_token {
         Some(token) => tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), BOOTSTRAP_TOKEN, sealed::seal(token), now.as_millis()]).await?,
