@@ -15,6 +15,8 @@ use wasmdm_service::core::ReEnroll;
 use wasmdm_storage::keyring::Keyring;
 
 use crate::declarative_proxy::DeclarativeProxyOptions;
+use crate::dump::DumpTarget;
+use crate::escrow_key;
 use crate::logging::LogFormat;
 use crate::webhook::{self, WebhookOptions};
 
@@ -92,6 +94,26 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_DM_RECV_HMAC_KEY_FILE", value_name = "FILE")]
     pub dm_recv_hmac_key_file: Option<PathBuf>,
 
+    /// Hand what devices ask for at /authproxy/ to the server at this address, with the enrollment's id in X-Enrollment-ID
+    #[arg(long, env = "WASMDM_AUTH_PROXY_URL", value_name = "URL", hide_env_values = true)]
+    pub auth_proxy_url: Option<String>,
+
+    /// Where /v1/escrowkeyunlock takes Activation Lock off [default: Apple's]
+    #[arg(long, env = "WASMDM_ESCROW_KEY_UNLOCK_URL", value_name = "URL", hide_env_values = true)]
+    pub escrow_key_unlock_url: Option<String>,
+
+    /// Take check-ins at /checkin only and reports at /mdm only, whatever their content type says; without it /mdm takes both as well
+    #[arg(long, env = "WASMDM_CHECKIN")]
+    pub checkin: bool,
+
+    /// Serve no devices: /mdm, /checkin and /authproxy/ are not there
+    #[arg(long, env = "WASMDM_DISABLE_MDM")]
+    pub disable_mdm: bool,
+
+    /// Take enrollments of another server at /migration (NanoMDM's nano2nano), for the time of the move
+    #[arg(long, env = "WASMDM_MIGRATION")]
+    pub migration: bool,
+
     /// Manage the users of Macs, with a digest challenge of no length; without it they are declined (410)
     #[arg(long, env = "WASMDM_UA_ZL_DC")]
     pub ua_zl_dc: bool,
@@ -134,6 +156,9 @@ pub struct ServeOptions {
     /// Days for which a device with an expired identity may still fetch a command that renews it, and do nothing else [default: 0]
     #[arg(long, env = "WASMDM_IDENTITY_GRACE", value_name = "DAYS")]
     pub identity_grace: Option<u32>,
+    /// Show what devices say and are answered, without secrets, to look for a fault; `-` or no value is standard output
+    #[arg(long, env = "WASMDM_DUMP", value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
+    pub dump: Option<String>,
 
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
@@ -183,7 +208,12 @@ pub struct Config {
     pub plugins: PathBuf,
     pub grants: PathBuf,
     pub declarative_proxy: Option<DeclarativeProxyOptions>,
+    pub auth_proxy: Option<Url>,
     pub webhooks: WebhookOptions,
+    pub escrow_key_unlock: Url,
+    pub device_paths: DevicePaths,
+    pub takes_migrations: bool,
+    pub dump: Option<DumpTarget>,
     pub zero_length_digest_challenge: bool,
     pub re_enroll: ReEnroll,
     pub binding: BindingRules,
@@ -208,6 +238,17 @@ pub struct Authorities {
 pub enum IdentitySource {
     Signature,
     Header { name: HeaderName, proxies: Vec<IpNet> },
+}
+
+/// Which messages are taken where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DevicePaths {
+    /// No device is served.
+    Off,
+    /// `/mdm` takes both kinds of message, told apart by the content type; `/checkin` takes check-ins.
+    Mixed,
+    /// `/mdm` takes reports, `/checkin` check-ins; the content type is not looked at.
+    Split,
 }
 
 /// Where the API key comes from. Not printable: it may hold the key.
@@ -274,7 +315,16 @@ impl ServeOptions {
             plugins: options.plugins.unwrap_or_else(|| data.join("plugins")),
             grants: options.grants.unwrap_or_else(|| data.join("plugins.d")),
             declarative_proxy,
+            auth_proxy: options.auth_proxy_url.as_deref().map(|url| http_url("auth-proxy-url", url)).transpose()?,
             webhooks,
+            escrow_key_unlock: http_url("escrow-key-unlock-url", options.escrow_key_unlock_url.as_deref().unwrap_or(escrow_key::DEFAULT_URL))?,
+            device_paths: match (options.disable_mdm, options.checkin) {
+                (true, _) => DevicePaths::Off,
+                (false, true) => DevicePaths::Split,
+                (false, false) => DevicePaths::Mixed,
+            },
+            takes_migrations: options.migration,
+            dump: options.dump.as_deref().map(DumpTarget::of),
             zero_length_digest_challenge: options.ua_zl_dc,
             re_enroll: match options.re_enroll {
                 None | Some(ReEnrollRule::Allow) => ReEnroll::Allow,
@@ -316,16 +366,22 @@ impl ServeOptions {
             dm_send_hmac_key_file: or_of_two(self.dm_send_hmac_key_file.as_ref(), self.dm_send_hmac_key.as_ref(), file.dm_send_hmac_key_file),
             dm_recv_hmac_key: or_of_two(self.dm_recv_hmac_key.as_ref(), self.dm_recv_hmac_key_file.as_ref(), file.dm_recv_hmac_key),
             dm_recv_hmac_key_file: or_of_two(self.dm_recv_hmac_key_file.as_ref(), self.dm_recv_hmac_key.as_ref(), file.dm_recv_hmac_key_file),
+            auth_proxy_url: self.auth_proxy_url.or(file.auth_proxy_url),
             webhook_urls: if self.webhook_urls.is_empty() { file.webhook_urls } else { self.webhook_urls },
             webhook_hmac_key: or_of_two(self.webhook_hmac_key.as_ref(), self.webhook_hmac_key_file.as_ref(), file.webhook_hmac_key),
             webhook_hmac_key_file: or_of_two(self.webhook_hmac_key_file.as_ref(), self.webhook_hmac_key.as_ref(), file.webhook_hmac_key_file),
             webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
             webhook_secrets: self.webhook_secrets || file.webhook_secrets,
+            escrow_key_unlock_url: self.escrow_key_unlock_url.or(file.escrow_key_unlock_url),
+            checkin: self.checkin || file.checkin,
+            disable_mdm: self.disable_mdm || file.disable_mdm,
+            migration: self.migration || file.migration,
             ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
             re_enroll: self.re_enroll.or(file.re_enroll),
             cert_binding: self.cert_binding.or(file.cert_binding),
             retro: self.retro || file.retro,
             identity_grace: self.identity_grace.or(file.identity_grace),
+            dump: self.dump.or(file.dump),
             config: self.config,
             max_connections: self.max_connections.or(file.max_connections),
             log_format: self.log_format.or(file.log_format),
@@ -464,6 +520,8 @@ mod tests {
         assert!(with(|o| o.dm = Some("ftp://name:secret@host/".to_owned())).starts_with("dm:"));
         assert!(!with(|o| o.dm = Some("name:secret@host".to_owned())).contains("secret"));
         assert!(with(|o| o.dm_send_hmac_key = Some("key".to_owned())).starts_with("dm:"));
+        assert!(with(|o| o.auth_proxy_url = Some("files.example/base".to_owned())).starts_with("auth-proxy-url:"));
+        assert!(with(|o| o.escrow_key_unlock_url = Some("ftp://files.example/".to_owned())).starts_with("escrow-key-unlock-url:"));
         assert!(with(|o| o.webhook_urls = vec!["http:".to_owned()]).starts_with("webhook-url:"));
         assert!(with(|o| o.webhook_secrets = true).starts_with("webhook-url:"));
         let unknown_topic = |o: &mut ServeOptions| {

@@ -1,12 +1,15 @@
 //! Every route on one page.
 
+pub mod auth_proxy;
 pub mod authorization;
 pub mod body;
 pub mod dead_letters;
 pub mod device;
+pub mod escrow_key;
 pub mod health;
 pub mod identity;
 pub mod listener;
+pub mod migration;
 pub mod plugins;
 pub mod problem;
 pub mod v1;
@@ -25,6 +28,10 @@ use wasmdm_service::clock::Clock;
 use wasmdm_service::pusher::Pusher;
 use wasmdm_storage::Storage;
 
+use crate::auth_proxy::AuthProxy;
+use crate::config::DevicePaths;
+use crate::dump::Dump;
+use crate::escrow_key::EscrowKeyUnlock;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::Identity;
@@ -37,24 +44,42 @@ pub struct App {
     pub clock: Arc<dyn Clock>,
     pub pusher: Arc<dyn Pusher>,
     pub plugins: Arc<PluginHost>,
+    pub device_paths: DevicePaths,
     /// `None`: no authority is configured, devices are answered 503.
     pub identity: Option<Identity>,
+    /// `None`: there is no server for devices to be handed to.
+    pub auth_proxy: Option<AuthProxy>,
+    /// `None`: messages are not shown to anybody.
+    pub dump: Option<Dump>,
+    pub escrow_key: EscrowKeyUnlock,
     pub api_key: ApiKey,
+    /// Whether `/migration` is there.
+    pub takes_migrations: bool,
     pub budget: BodyBudget,
     pub metrics: PrometheusHandle,
 }
 
 /// The whole server as a router.
 pub fn router(app: Arc<App>) -> Router {
-    let devices = Router::new().route("/mdm", any(device::mdm)).route("/checkin", any(device::check_in));
+    let mut devices = Router::new();
+    if app.device_paths != DevicePaths::Off {
+        devices = devices.route("/mdm", any(device::mdm)).route("/checkin", any(device::check_in));
+        if app.auth_proxy.is_some() {
+            devices = devices.route("/authproxy/", any(auth_proxy::forward)).route("/authproxy/{*path}", any(auth_proxy::forward));
+        }
+    }
     // NanoMDM's and MicroMDM's paths, Basic authorization.
-    let v1 = Router::new()
+    let mut v1 = Router::new()
         .route("/v1/enqueue/", any(v1::no_ids))
         .route("/v1/enqueue/{*ids}", any(v1::enqueue))
         .route("/v1/push/", any(v1::no_ids))
         .route("/v1/push/{*ids}", any(v1::push))
         .route("/v1/pushcert", get(v1::push_certificate).put(v1::store_push_certificate).fallback(v1::method_not_allowed))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::basic));
+        .route("/v1/escrowkeyunlock", any(escrow_key::unlock));
+    if app.takes_migrations {
+        v1 = v1.route("/migration", any(migration::store));
+    }
+    let v1 = v1.route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::basic));
     // Our own, Bearer or Basic authorization.
     let api = Router::new()
         .route("/api/v1/dead-letters", get(dead_letters::list))

@@ -3,12 +3,15 @@
 //! `wiring` puts the parts together, `http` shows every route on one page, `command_line` every subcommand. What a message means is in
 //! `wasmdm-service`, what is stored in `wasmdm-storage`, how a plugin is called in `wasmdm-plugin-runtime`.
 
+pub mod auth_proxy;
 pub mod bundled;
 pub mod clock;
 pub mod command;
 pub mod command_line;
 pub mod config;
 pub mod declarative_proxy;
+pub mod dump;
+pub mod escrow_key;
 pub mod http;
 pub mod logging;
 pub mod nanomdm_arguments;

@@ -11,8 +11,6 @@ enum Meaning {
     Value(&'static str),
     /// The same, on or off.
     Switch(&'static [&'static str]),
-    /// Nothing has to be done for it.
-    Always,
     /// Not to be had; what to do instead.
     Refused(&'static str),
 }
@@ -26,22 +24,21 @@ const FLAGS: &[(&str, Meaning)] = &[
     ("dm", Meaning::Value("--dm")),
     ("dm-send-hmac-key", Meaning::Value("--dm-send-hmac-key")),
     ("dm-recv-hmac-key", Meaning::Value("--dm-recv-hmac-key")),
+    ("auth-proxy-url", Meaning::Value("--auth-proxy-url")),
     ("webhook-url", Meaning::Value("--webhook-url")),
     ("webhook-hmac-key", Meaning::Value("--webhook-hmac-key")),
     ("ua-zl-dc", Meaning::Switch(&["--ua-zl-dc"])),
+    ("migration", Meaning::Switch(&["--migration"])),
+    ("dump", Meaning::Switch(&["--dump", "-"])),
     ("debug", Meaning::Switch(&["--log-level", "debug"])),
     ("version", Meaning::Switch(&["--version"])),
-    // /checkin is always there, and /mdm tells check-ins from reports by their content type.
-    ("checkin", Meaning::Always),
+    ("checkin", Meaning::Switch(&["--checkin"])),
+    ("disable-mdm", Meaning::Switch(&["--disable-mdm"])),
     ("storage", Meaning::Refused("state is in one database: write --database sqlite://PATH; what another store holds is not read")),
     ("storage-dsn", Meaning::Refused("state is in one database: write --database sqlite://PATH; what another store holds is not read")),
     ("dsn", Meaning::Refused("state is in one database: write --database sqlite://PATH; what another store holds is not read")),
     ("storage-options", Meaning::Refused("there are no options of the database to set")),
-    ("disable-mdm", Meaning::Refused("devices are always served; keep /mdm and /checkin from clients at the proxy")),
-    ("auth-proxy-url", Meaning::Refused("this version has no authentication proxy")),
-    ("migration", Meaning::Refused("this version has no /migration")),
     ("retro", Meaning::Switch(&["--retro"])),
-    ("dump", Meaning::Refused("messages are not dumped, as they hold secrets: write --log-level debug")),
 ];
 
 /// The arguments with NanoMDM's flags and variables as our own. Only a command line that runs the server is looked at: `serve …`, or one
@@ -83,7 +80,6 @@ pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsS
                     translated.extend(ours.iter().map(OsString::from));
                 }
             }
-            Meaning::Always => {}
             Meaning::Refused(instead) => return Err(format!("-{name}: {instead}")),
         }
     }
@@ -93,7 +89,7 @@ pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsS
         let ours = match meaning {
             Meaning::Value(ours) => ours,
             Meaning::Switch(ours) if *flag != "version" => ours.first().unwrap_or(&""),
-            Meaning::Switch(_) | Meaning::Always => continue,
+            Meaning::Switch(_) => continue,
             Meaning::Refused(instead) => return Err(format!("{named}: {instead}")),
         };
         let is_given = seen.iter().any(|seen| seen == ours || *seen == format!("{ours}-file"));
@@ -103,7 +99,7 @@ pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsS
         match meaning {
             Meaning::Switch(ours) if is_on(&named, value.to_str())? => translated.extend(ours.iter().map(OsString::from)),
             Meaning::Value(ours) => translated.extend([OsString::from(ours), value]),
-            Meaning::Switch(_) | Meaning::Always | Meaning::Refused(_) => {}
+            Meaning::Switch(_) | Meaning::Refused(_) => {}
         }
     }
     Ok(translated)
@@ -142,10 +138,24 @@ mod tests {
     #[test]
     fn a_command_line_of_nanomdm_runs_the_server() {
         let line = "-ca ca.pem -api=secret -listen :9001 -checkin -debug -ua-zl-dc=false -webhook-url http://a/?x=1";
-        let ours = "serve --ca ca.pem --api-key secret --listen :9001 --log-level debug --webhook-url http://a/?x=1";
+        let ours = "serve --ca ca.pem --api-key secret --listen :9001 --checkin --log-level debug --webhook-url http://a/?x=1";
         assert_eq!(run(line, &[]).unwrap(), ours);
         assert_eq!(run(&format!("serve {line}"), &[]).unwrap(), ours);
         assert_eq!(run("-version", &[]).unwrap(), "--version");
+    }
+
+    #[test]
+    fn every_flag_of_nanomdm_that_has_an_equivalent_becomes_it() {
+        let line = "-auth-proxy-url http://a/ -migration -dump -disable-mdm -checkin=0";
+        assert_eq!(run(line, &[]).unwrap(), "serve --auth-proxy-url http://a/ --migration --dump - --disable-mdm");
+        let variables = [
+            ("NANOMDM_AUTH_PROXY_URL", "http://a/"),
+            ("NANOMDM_CHECKIN", "1"),
+            ("NANOMDM_MIGRATION", "true"),
+            ("NANOMDM_DUMP", "true"),
+            ("NANOMDM_DISABLE_MDM", "0"),
+        ];
+        assert_eq!(run("serve --dump=f", &variables).unwrap(), "serve --dump=f --auth-proxy-url http://a/ --migration --checkin");
     }
 
     #[test]
@@ -173,6 +183,6 @@ mod tests {
         assert!(run("serve -strage x", &[]).unwrap_err().contains("--help"));
         assert!(run("serve -ca", &[]).unwrap_err().starts_with("-ca: "));
         assert!(run("serve -ua-zl-dc=perhaps", &[]).unwrap_err().starts_with("-ua-zl-dc: "));
-        assert!(run("serve", &[("NANOMDM_MIGRATION", "true")]).unwrap_err().starts_with("NANOMDM_MIGRATION: "));
+        assert!(run("serve", &[("NANOMDM_STORAGE", "filekv")]).unwrap_err().starts_with("NANOMDM_STORAGE: "));
     }
 }

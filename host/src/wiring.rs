@@ -27,8 +27,11 @@ use wasmdm_service::pusher::Pusher;
 use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
-use crate::config::{ApiKeySource, Config, IdentitySource};
+use crate::auth_proxy::AuthProxy;
+use crate::config::{ApiKeySource, Config, DevicePaths, IdentitySource};
 use crate::declarative_proxy::DeclarativeProxy;
+use crate::dump::Dump;
+use crate::escrow_key::EscrowKeyUnlock;
 use crate::http::authorization::ApiKey;
 use crate::http::body::BodyBudget;
 use crate::http::identity::{Identity, Source};
@@ -72,6 +75,7 @@ impl RunningServer {
         let metrics = observability::metrics_handle();
         let api_key = api_key(&config.api_key)?;
         let identity = match &config.authorities {
+            None if config.device_paths == DevicePaths::Off => None,
             None => {
                 warn!("No authority for device identities is configured: devices are answered 503. Start with --ca FILE.");
                 None
@@ -110,6 +114,18 @@ impl RunningServer {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
         };
+        let certificate_header = match &config.identity {
+            IdentitySource::Header { name, .. } => Some(name),
+            IdentitySource::Signature => None,
+        };
+        let auth_proxy = config.auth_proxy.as_ref().map(|url| AuthProxy::new(url, certificate_header)).transpose()?;
+        if config.takes_migrations {
+            warn!("/migration is open: who has the API key can bring enrollments. Start without --migration when the move is over.");
+        }
+        let dump = match &config.dump {
+            Some(target) => Some(Dump::start(target, &tracker, shutdown.clone()).await?),
+            None => None,
+        };
         let (poll_listener, polls) = Webhooks::polls(&config.webhooks);
         let options = Options {
             declarative_management,
@@ -125,8 +141,13 @@ impl RunningServer {
             clock: Arc::clone(&clock),
             pusher: Arc::clone(&pusher),
             plugins: Arc::clone(&plugins),
+            device_paths: config.device_paths,
             identity,
+            auth_proxy,
+            dump,
+            escrow_key: EscrowKeyUnlock::new(config.escrow_key_unlock.clone()),
             api_key,
+            takes_migrations: config.takes_migrations,
             budget: BodyBudget::new(tracker.clone()),
             metrics: metrics.clone(),
         });

@@ -1,7 +1,7 @@
 //! `/mdm` and `/checkin`: where devices talk.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use tracing::{debug, info};
 use wasmdm_protocol::checkin::CheckInMessage;
-use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::report::Report;
 use wasmdm_service::message::{DeviceRequest, Message};
 use wasmdm_service::reply::{Refusal, Reply};
@@ -18,9 +18,11 @@ use wasmdm_service::reply::{Refusal, Reply};
 use super::body::{self, CHECK_IN_LIMIT, REPORT_LIMIT};
 use super::identity::{Identity, Presented};
 use super::{App, problem};
+use crate::config::DevicePaths;
+use crate::dump::Line;
 
 /// Bodies beyond this are verified and parsed off the threads that serve connections.
-const LARGE: usize = 256 << 10;
+pub(super) const LARGE: usize = 256 << 10;
 /// Query parameters that are kept, and the length of each.
 const URL_PARAMS: usize = 32;
 const URL_PARAM_LENGTH: usize = 1024;
@@ -31,12 +33,14 @@ enum Kind {
     Report,
 }
 
-/// Both kinds of message arrive at the ServerURL when there is no CheckInURL: the content type tells (edge case 1).
+/// Both kinds of message arrive at the ServerURL when there is no CheckInURL: the content type tells (edge case 1). Where the operator says
+/// that there is one, everything here is a report, as in NanoMDM.
 pub async fn mdm(State(app): State<Arc<App>>, ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request) -> Response {
-    let is_check_in = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/x-apple-aspen-mdm-checkin"));
+    let is_check_in = app.device_paths != DevicePaths::Split
+        && request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().to_ascii_lowercase().starts_with(b"application/x-apple-aspen-mdm-checkin"));
     serve(&app, peer, request, if is_check_in { Kind::CheckIn } else { Kind::Report }).await
 }
 
@@ -52,19 +56,31 @@ async fn serve(app: &Arc<App>, peer: SocketAddr, request: Request, kind: Kind) -
         return response;
     }
     let id = request_id();
-    let outcome = answer(app, &id, peer, request, kind).await;
+    let path = request.uri().path().to_owned();
+    let line = || Line { request_id: &id, peer: peer.ip(), path: &path, at: app.clock.now() };
+    let mut enrollment = None;
+    let outcome = answer(app, &line, request, kind, &mut enrollment).await;
     let (label, response) = match outcome {
         Ok(reply) => {
             debug!(request.id = id, "Device answered");
+            if let Some(dump) = &app.dump {
+                dump.reply(line(), enrollment.as_ref(), &reply);
+            }
             ("ok", reply_response(reply))
         }
         Err(Answer::Refused(refusal)) => {
             let response = problem::refusal(&refusal);
+            if let Some(dump) = &app.dump {
+                dump.refusal(line(), enrollment.as_ref(), response.status().as_u16(), &refusal);
+            }
             info!(request.id = id, peer = %peer.ip(), status = response.status().as_u16(), "A device was refused: {refusal}");
             (refusal_label(&refusal), response)
         }
         Err(Answer::Body(error)) => {
             let response = error.response();
+            if let Some(dump) = &app.dump {
+                dump.refusal(line(), enrollment.as_ref(), response.status().as_u16(), &error);
+            }
             info!(request.id = id, peer = %peer.ip(), status = response.status().as_u16(), "A device was refused: {error}");
             ("body", response)
         }
@@ -85,7 +101,15 @@ impl From<Refusal> for Answer {
     }
 }
 
-async fn answer(app: &Arc<App>, id: &str, peer: SocketAddr, request: Request, kind: Kind) -> Result<Reply, Answer> {
+/// Also says whose message it is, once that is known.
+async fn answer<'a>(
+    app: &Arc<App>,
+    line: &(impl Fn() -> Line<'a> + Sync),
+    request: Request,
+    kind: Kind,
+    enrollment: &mut Option<EnrollmentId>,
+) -> Result<Reply, Answer> {
+    let Line { request_id: id, peer, .. } = line();
     let (head, request_body) = request.into_parts();
     let limit = if kind == Kind::CheckIn { CHECK_IN_LIMIT } else { REPORT_LIMIT };
     let presented = match presented(app, &head.headers, peer) {
@@ -96,22 +120,32 @@ async fn answer(app: &Arc<App>, id: &str, peer: SocketAddr, request: Request, ki
         }
     };
     let held = body::read(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
-    let (certificate, message) = if held.bytes.len() > LARGE {
+    let parsed = if held.bytes.len() > LARGE {
         let bytes = held.bytes.clone();
         tokio::task::spawn_blocking(move || verify_and_parse(presented, bytes, kind))
             .await
-            .map_err(|_| Refusal::unavailable("a large message could not be parsed"))??
+            .map_err(|_| Refusal::unavailable("a large message could not be parsed"))?
     } else {
-        verify_and_parse(presented, held.bytes.clone(), kind)?
+        verify_and_parse(presented, held.bytes.clone(), kind)
     };
+    if let Some(dump) = &app.dump {
+        match &parsed {
+            Ok((_, message)) => {
+                *enrollment = message.enrollment().cloned();
+                dump.request(line(), message);
+            }
+            Err(refusal) => dump.unreadable(line(), &held.bytes, refusal),
+        }
+    }
+    let (certificate, message) = parsed?;
     let device_request =
         DeviceRequest { id: id.to_owned(), certificate, url_params: url_params(head.uri.query().unwrap_or_default())?, tenant: TenantId::default() };
     Ok(app.service.handle(device_request, message).await?)
 }
 
-fn presented(app: &App, headers: &HeaderMap, peer: SocketAddr) -> Result<Presented, Refusal> {
+pub(super) fn presented(app: &App, headers: &HeaderMap, peer: IpAddr) -> Result<Presented, Refusal> {
     let identity = app.identity.as_ref().ok_or_else(|| Refusal::unavailable("no authority for device identities is configured (--ca)"))?;
-    identity.present(headers, peer.ip(), app.clock.now())
+    identity.present(headers, peer, app.clock.now())
 }
 
 fn verify_and_parse(presented: Presented, body: Bytes, kind: Kind) -> Result<(wasmdm_protocol::certificate::Certificate, Message), Refusal> {
@@ -150,7 +184,7 @@ fn reply_response(reply: Reply) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], body).into_response()
 }
 
-fn refusal_label(refusal: &Refusal) -> &'static str {
+pub(super) fn refusal_label(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::BadRequest { .. } => "bad-request",
         Refusal::Denied { .. } => "denied",
@@ -160,6 +194,6 @@ fn refusal_label(refusal: &Refusal) -> &'static str {
     }
 }
 
-fn request_id() -> String {
+pub(super) fn request_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()
 }

@@ -92,7 +92,11 @@ pub async fn enqueue(
     };
     let no_push = query.no_push();
     if held.bytes.is_empty() {
-        return if no_push { json(StatusCode::OK, &ApiResult { no_push, ..ApiResult::default() }) } else { push_to(&app, &ids).await };
+        if no_push {
+            let problem = "the body is empty and nopush is set: there is nothing to do".to_owned();
+            return json(StatusCode::BAD_REQUEST, &ApiResult { no_push, command_error: Some(problem), ..ApiResult::default() });
+        }
+        return push_to(&app, &ids).await;
     }
     let command = match Command::parse(held.bytes.clone()) {
         Ok(command) => command,
@@ -273,14 +277,14 @@ pub async fn method_not_allowed() -> Response {
     problem::plain(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
 }
 
-fn storage_status(error: &StorageError) -> StatusCode {
+pub(super) fn storage_status(error: &StorageError) -> StatusCode {
     match error {
         StorageError::Invalid { .. } => StatusCode::BAD_REQUEST,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
-fn error(status: StatusCode, problem: &str) -> Response {
+pub(super) fn error(status: StatusCode, problem: &str) -> Response {
     json(status, &serde_json::json!({ "error": problem }))
 }
 

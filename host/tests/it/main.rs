@@ -4,17 +4,22 @@
 
 mod alternating_builds;
 mod api;
+mod auth_proxy;
 mod declarative_management;
 mod demo;
 mod devices;
 mod documents;
+mod dump;
 mod enrollment_baseline;
+mod escrow_key;
 mod hostile_input;
 mod identities;
 mod in_process;
 mod kill;
+mod migration;
 mod misbehaving_plugins;
 mod nanomdm;
+mod nanomdm_scenes;
 mod plugins;
 mod process;
 mod quickstart;

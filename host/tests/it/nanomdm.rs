@@ -192,7 +192,7 @@ async fn push_certificates_are_checked_stored_and_shown() {
     assert_eq!(text(&shown(topic).await), expected);
 }
 
-fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
+pub(crate) fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
     use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
@@ -204,4 +204,67 @@ fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
     params.not_before = rcgen::date_time_ymd(2019, 1, 1);
     params.not_after = rcgen::date_time_ymd(year, 1, 1);
     (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+fn with_content_type(
+    device: &mut Device,
+    message: wasmdm_simulator::Message,
+    content_type: Option<&'static str>,
+) -> wasmdm_simulator::device::Prepared {
+    let mut prepared = device.prepare(message).unwrap();
+    prepared.headers.remove(http::header::CONTENT_TYPE);
+    if let Some(content_type) = content_type {
+        prepared.headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    }
+    prepared
+}
+
+const CHECK_IN: Option<&str> = Some("application/x-apple-aspen-mdm-checkin");
+
+/// With `-checkin` the path alone tells what a message is. Edge case 1.
+#[tokio::test]
+async fn a_split_check_in_url_takes_each_kind_at_its_own_path_whatever_the_content_type_says() {
+    let authority = Authority::new(27).unwrap();
+    for split in [true, false] {
+        let home = Home::new(&authority.root_pem()).with(if split { &["--checkin"] } else { &[] });
+        let server = home.start();
+        let mut device = Device::new(&authority, 1).unwrap();
+        let mut connection = Connection::to(&server.url()).unwrap();
+        let mut send = async |message: wasmdm_simulator::Message, path: &str, content_type| {
+            let prepared = with_content_type(&mut device, message, content_type);
+            connection.request(Method::PUT, path.parse().unwrap(), prepared.headers, prepared.message.body).await.unwrap().status
+        };
+        let example = Device::new(&authority, 1).unwrap();
+        let (authenticate, update, idle) = (example.authenticate().unwrap(), example.token_update().unwrap(), example.idle().unwrap());
+        for content_type in [CHECK_IN, None] {
+            assert_eq!(send(authenticate.clone(), "/checkin", content_type).await, StatusCode::OK);
+            assert_eq!(send(update.clone(), "/checkin", content_type).await, StatusCode::OK);
+            assert_eq!(send(idle.clone(), "/checkin", content_type).await, StatusCode::BAD_REQUEST);
+        }
+        // A check-in at the wrong path is refused, and takes nothing from the device.
+        let expected = if split { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+        assert_eq!(send(update.clone(), "/mdm", CHECK_IN).await, expected);
+        assert_eq!(send(update.clone(), "/mdm", None).await, StatusCode::BAD_REQUEST);
+        assert_eq!(send(idle.clone(), "/mdm", None).await, StatusCode::OK);
+        let expected = if split { StatusCode::OK } else { StatusCode::BAD_REQUEST };
+        assert_eq!(send(idle.clone(), "/mdm", CHECK_IN).await, expected);
+        home.check(&[]);
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_mdm_serves_its_api_and_no_device() {
+    let authority = Authority::new(28).unwrap();
+    let home = Home::without_authority().with(&["--disable-mdm", "--auth-proxy-url", "http://127.0.0.1:1/"]);
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    let authenticate = device.authenticate().unwrap();
+    let prepared = device.prepare(authenticate).unwrap();
+    for path in ["/mdm", "/checkin", "/authproxy/x"] {
+        let answer = connection.request(Method::PUT, path.parse().unwrap(), prepared.headers.clone(), prepared.message.body.clone()).await.unwrap();
+        assert_eq!((answer.status, text(&answer).as_str()), (StatusCode::NOT_FOUND, "404 page not found\n"), "{path}");
+    }
+    assert_eq!(call(&server, Method::GET, "/readyz", "").await.status, StatusCode::OK, "an authority is nobody's need");
+    assert_eq!(call(&server, Method::PUT, "/v1/enqueue/A?nopush=1", command("C")).await.status, StatusCode::INTERNAL_SERVER_ERROR);
 }

@@ -22,6 +22,7 @@ pub(crate) struct Home {
     ca: Option<PathBuf>,
     listen: String,
     extra: Vec<String>,
+    environment: Vec<(String, PathBuf)>,
 }
 
 impl Home {
@@ -40,12 +41,18 @@ impl Home {
         for folder in ["data/plugins", "data/plugins.d"] {
             std::fs::create_dir_all(directory.path().join(folder)).unwrap();
         }
-        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new() }
+        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), environment: Vec::new() }
     }
 
     /// Adds a flag to every start.
     pub(crate) fn with(mut self, arguments: &[&str]) -> Self {
         self.extra.extend(arguments.iter().map(ToString::to_string));
+        self
+    }
+
+    /// Adds a variable to every start.
+    pub(crate) fn with_variable(mut self, name: &str, value: &Path) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -97,6 +104,7 @@ impl ServerProcess {
             .arg(home.data())
             .args(home.ca.iter().flat_map(|ca| ["--ca".as_ref(), ca.as_os_str()]))
             .args(&home.extra)
+            .envs(home.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

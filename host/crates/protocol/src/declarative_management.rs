@@ -3,7 +3,7 @@
 //! An `Endpoint` is a device's words. It names a place under the address that an operator gave, and must not be able to name another:
 //! neither another host nor a place above.
 
-use std::fmt::Write as _;
+use crate::relative_path::push_segment;
 
 /// Far more than Apple's endpoints have (`declaration/<kind>/<identifier>`).
 const MAX_SEGMENTS: usize = 16;
@@ -41,7 +41,7 @@ impl EndpointPath {
             } else {
                 path.push('/');
             }
-            push_segment(&mut path, segment)?;
+            push_segment(&mut path, segment).map_err(EndpointError)?;
         }
         Ok(Self(path))
     }
@@ -76,46 +76,6 @@ pub fn status_without_secrets(data: &[u8]) -> Vec<u8> {
     let before = report.clone();
     clean(&mut report);
     if report == before { data.to_vec() } else { serde_json::to_vec(&report).unwrap_or_default() }
-}
-
-fn push_segment(path: &mut String, segment: &str) -> Result<(), EndpointError> {
-    if segment.is_empty() {
-        return Err(EndpointError("one of its parts is empty"));
-    }
-    let mut decoded = Vec::with_capacity(segment.len());
-    let mut rest = segment.as_bytes();
-    while let Some((&byte, after)) = rest.split_first() {
-        rest = after;
-        if byte == b'%'
-            && let Some((digits, after)) = after.split_at_checked(2)
-            && let Some(value) = hex_pair(digits)
-        {
-            rest = after;
-            decoded.push(value);
-            // Writing to a string does not fail.
-            let _ = write!(path, "%{value:02X}");
-        } else if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,=:@".contains(&byte) {
-            decoded.push(byte);
-            path.push(char::from(byte));
-        } else {
-            decoded.push(byte);
-            let _ = write!(path, "%{byte:02X}");
-        }
-    }
-    if decoded.iter().any(|byte| byte.is_ascii_control() || matches!(byte, b'/' | b'\\')) {
-        return Err(EndpointError("one of its parts has a slash or a control character within"));
-    }
-    // Some servers cut off what follows a semicolon before they look for steps upwards.
-    let name = decoded.split(|byte| *byte == b';').next().unwrap_or_default();
-    if matches!(name, b"." | b"..") {
-        return Err(EndpointError("it leads upwards"));
-    }
-    Ok(())
-}
-
-fn hex_pair(digits: &[u8]) -> Option<u8> {
-    let text = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
-    u8::from_str_radix(text, 16).ok()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod json;
 pub mod mdm_signature;
 pub mod plist;
 pub mod push_certificate;
+pub mod relative_path;
 pub mod report;
 mod signature;
 pub mod time;

@@ -3,6 +3,7 @@
 //! A message goes through the layers of [`Service`] from the outside in: [`certificate_binding::CertificateBinding`] asks whether the
 //! certificate is the enrollment's, [`core::Core`] applies the rule of the message. Events leave by [`outbox::Outbox`].
 
+pub mod auth_proxy;
 pub mod certificate_binding;
 pub mod clock;
 pub mod core;
@@ -10,6 +11,7 @@ pub mod declarative_management;
 pub mod enrollment_policy;
 pub mod in_flight;
 pub mod message;
+pub mod migration;
 pub mod outbox;
 pub mod pusher;
 pub mod reply;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::checkin::CheckInMessage;
-use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::report::{MalformedReport, Report};
 
 /// Who sent a message, and how.
@@ -29,4 +29,15 @@ pub enum Message {
     Report(Box<Report>),
     /// A report that could not be parsed; it must not wedge the queue (edge case 4).
     Malformed(Box<MalformedReport>),
+}
+
+impl Message {
+    /// Whom it says it is from; that the certificate agrees is another question.
+    pub fn enrollment(&self) -> Option<&EnrollmentId> {
+        match self {
+            Self::CheckIn(check_in) => Some(&check_in.enrollment.id),
+            Self::Report(report) => Some(&report.enrollment.id),
+            Self::Malformed(report) => report.enrollment.as_ref().map(|enrollment| &enrollment.id),
+        }
+    }
 }

@@ -142,10 +142,12 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "binding-single",
-        sentence: "a device has exactly one certificate that was not replaced",
+        sentence: "a device has exactly one certificate that was not replaced; one that was migrated has none before it comes",
         violations: "SELECT e.id, COUNT(b.sha256) FROM enrollments e \
             LEFT JOIN certificate_bindings b ON b.enrollment_id = e.id AND b.replaced = 0 \
-            WHERE e.parent_id IS NULL GROUP BY e.id HAVING COUNT(b.sha256) <> 1",
+            WHERE e.parent_id IS NULL GROUP BY e.id HAVING COUNT(b.sha256) <> 1 \
+            AND NOT (NOT EXISTS (SELECT 1 FROM certificate_bindings a WHERE a.enrollment_id = e.id) \
+            AND e.id IN (SELECT target FROM audit WHERE action = 'enrollment.migrated' AND target IS NOT NULL))",
     },
     Invariant {
         name: "quarantine-tag",

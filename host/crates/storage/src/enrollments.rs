@@ -279,8 +279,8 @@ pub struct EnrollmentFilter {
 }
 
 const SELECT_DECISIONS: &str = "SELECT decisions FROM enrollments WHERE id = ?";
-const UNLOCK_TOKEN: &str = "unlock-token";
-const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
+pub(crate) const UNLOCK_TOKEN: &str = "unlock-token";
+pub(crate) const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
 /// The tag of an enrollment in quarantine.
 const QUARANTINED: &str = "quarantined";
 
@@ -297,9 +297,9 @@ const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
      decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, \
      authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
 /// User channels of a device: far more than a Mac in a lab sees, and a bound to what one certificate can fill the database with.
-const USERS: i64 = 10_000;
-const COUNT_USERS: &str = "SELECT COUNT(*) FROM enrollments WHERE parent_id = ?";
-const INSERT_USER: &str = "INSERT INTO enrollments \
+pub(crate) const USERS: i64 = 10_000;
+pub(crate) const COUNT_USERS: &str = "SELECT COUNT(*) FROM enrollments WHERE parent_id = ?";
+pub(crate) const INSERT_USER: &str = "INSERT INTO enrollments \
     (id, tenant_id, parent_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, created_at, updated_at) \
     VALUES (?, ?, ?, ?, ?, 'enrolling', 1, 0, 0, '{}', ?, '[]', ?, ?)";
 const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
@@ -322,15 +322,15 @@ const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enroll
 static STORE_AUTHENTICATE: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_ENROLLMENT, UPSERT_MESSAGE]));
 static STORE_RENEWAL: LazyLock<String> = LazyLock::new(|| together(&[RENEW, UPSERT_MESSAGE]));
 static STORE_TOKEN_UPDATE: LazyLock<String> = LazyLock::new(|| together(&[UPDATE_ENROLLED, UPSERT_MESSAGE]));
-const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
-const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
+pub(crate) const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
+pub(crate) const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, name) DO UPDATE SET token = excluded.token, stored_at = excluded.stored_at";
-const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
-const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
-const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
+pub(crate) const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
+pub(crate) const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
+pub(crate) const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
 const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, checked_out_at = ?, updated_at = ? WHERE id = ?";
-const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
+pub(crate) const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
 const INSERT_TAG: &str =
@@ -762,7 +762,7 @@ pub(crate) async fn remove_tag(tx: &mut Tx, id: &EnrollmentId, tag: &str) -> Res
     Ok(())
 }
 
-async fn store_message(
+pub(crate) async fn store_message(
     tx: &mut Tx,
     tenant: &TenantId,
     id: &EnrollmentId,
@@ -775,7 +775,14 @@ async fn store_message(
     Ok(())
 }
 
-async fn upsert_token(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, name: &str, token: &[u8], now: Timestamp) -> Result<(), StorageError> {
+pub(crate) async fn upsert_token(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    name: &str,
+    token: &[u8],
+    now: Timestamp,
+) -> Result<(), StorageError> {
     let token = tx.keyring.at(&sealed::TOKEN, tenant, &[id, &name]).seal(token)?;
     tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), name, token, now.as_millis()]).await?;
     Ok(())
@@ -786,7 +793,7 @@ fn json(value: &impl serde::Serialize) -> Result<String, StorageError> {
 }
 
 /// What a message does not say stays as it was.
-fn merged(stored: &str, said: &DeviceFacts) -> Result<DeviceFacts, StorageError> {
+pub(crate) fn merged(stored: &str, said: &DeviceFacts) -> Result<DeviceFacts, StorageError> {
     let known: DeviceFacts =
         serde_json::from_str(stored).map_err(|error| StorageError::corrupt(format!("the facts of an enrollment do not parse: {error}")))?;
     let pick = |said: &Option<String>, known: Option<String>| said.clone().or(known);

@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod fingerprint;
 pub mod keyring;
+pub mod migration;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;

@@ -55,6 +55,7 @@ const BREAKS: &[(&str, &str)] = &[
     ("enrolled-parent", "UPDATE enrollments SET state = 'checked-out' WHERE id = 'A'"),
     ("binding-enrollment", "UPDATE certificate_bindings SET enrollment_id = 'ghost'"),
     ("binding-single", "UPDATE certificate_bindings SET replaced = 1"),
+    ("binding-single", "DELETE FROM certificate_bindings"),
     ("quarantine-tag", "DELETE FROM enrollment_tags"),
     ("topic-tenant", "UPDATE push_topics SET tenant_id = 'nobody'"),
     ("queue-command", "DELETE FROM commands WHERE uuid = 'C2'"),

@@ -18,6 +18,7 @@ mod effects;
 mod enrollments;
 mod events;
 mod fixture;
+mod migration;
 mod outbox;
 mod ownership;
 mod plugin_key_values;
@@ -56,6 +57,15 @@ macro_rules! cases {
 }
 
 cases! {
+    migration:
+        what_is_brought_counts_as_if_the_device_had_enrolled_here_and_nothing_is_emitted,
+        the_same_message_again_changes_nothing,
+        a_message_that_comes_before_what_it_needs_is_refused,
+        a_device_that_enrolled_here_is_not_touched_by_what_is_brought,
+        what_a_device_that_came_with_its_old_certificate_has_not_said_is_still_taken,
+        a_device_that_enrolled_anew_with_the_other_server_begins_anew_here,
+        an_authenticate_of_a_migrated_device_is_a_re_enrollment,
+        other_messages_than_those_that_are_kept_are_refused;
     enrollments:
         only_the_first_token_update_enrolls,
         a_user_channel_comes_with_its_first_token_update,
