@@ -13,7 +13,7 @@ use crate::kind_of;
 use crate::values::{Slack, as_xml_holds, is_writable, same};
 
 /// A binary document may stand for more than its length, up to a limit; everything else is linear.
-pub(crate) const BOUND: Bound = Bound { bytes: 32 << 20, bytes_per_byte: 128 };
+pub(crate) const BOUND: Bound = Bound { bytes: 12 << 20, bytes_per_byte: 128 };
 
 pub(crate) fn check(input: &[u8]) -> String {
     let outcome = match bounded(BOUND, input.len(), || parse(input)) {

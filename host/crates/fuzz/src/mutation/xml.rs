@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 /// What readers differ in, or could stumble over.
-const PIECES: [&str; 30] = [
+const PIECES: [&str; 33] = [
     "<dict>",
     "</dict>",
     "<dict/>",
@@ -29,6 +29,9 @@ const PIECES: [&str; 30] = [
     "<![CDATA[</string>]]>",
     "<!-- <key> -->",
     "<?x > ?>",
+    "<?x ><string>evil</string> ?>",
+    "<string a=\"><string>evil</string>\">",
+    "<!-- <string>evil</string> -->",
     "<!DOCTYPE plist [<!ENTITY a \"b\">]>",
     "&#0;",
     "&#x10ffff;",
