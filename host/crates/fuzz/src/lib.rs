@@ -3,6 +3,8 @@
 //! A target panics on a find. `host/ci/fuzz` runs them all for a while with coverage as their guide; `cargo test -p wasmdm-fuzz` runs them
 //! over the corpus and over a fixed number of changed inputs; `wasmdm-fuzz repeat` runs one over one file. Start at [`Target`].
 
+#![expect(clippy::panic, reason = "a panic is how a target says that it found something")]
+
 mod certificate;
 mod check_in;
 #[cfg(feature = "corpus")]

@@ -1,6 +1,7 @@
 //! One target under libFuzzer, chosen by `WASMDM_FUZZ_TARGET`. `host/ci/fuzz` builds it with counters of what was executed and runs it.
 
 #![no_main]
+#![expect(clippy::panic, reason = "without its target and its corpus it cannot begin")]
 
 use std::collections::HashSet;
 use std::io::Write as _;

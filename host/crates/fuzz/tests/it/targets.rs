@@ -40,6 +40,7 @@ fn run_here(target: Target, changes: u64) -> usize {
     outcomes.len()
 }
 
+/// Edge case 8.
 #[test]
 fn property_lists_in_all_their_forms_are_one_value() {
     assert!(run(Target::PropertyList, 2000) > 40);

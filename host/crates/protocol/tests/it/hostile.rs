@@ -52,6 +52,7 @@ fn binary_with(objects: &[Vec<u8>], offset_size: u8, reference_size: u8, root: u
 const TOO_DEEP: PlistError = PlistError::TooLarge { what: "levels", limit: MAX_DEPTH };
 const TOO_MANY: PlistError = PlistError::TooLarge { what: "values", limit: MAX_VALUES };
 
+/// Edge case 8.
 #[test]
 fn ten_thousand_nested_arrays() {
     let nested = |open: &str, close: &str| format!("<plist>{}{}</plist>", open.repeat(10_000), close.repeat(10_000));
@@ -80,7 +81,7 @@ fn a_short_document_that_stands_for_billions_of_values() {
     assert!(plist::parse(&binary(&dictionaries)).is_ok(), "4,096 values are few enough");
 }
 
-/// Fuzzing found 99 kB that took 46 MB: each further reference to a dictionary costs a byte of the document and hundreds in memory.
+/// Fuzzing found 99 kB that took 46 MB: each further reference to a dictionary costs a byte of the document and hundreds in memory. Edge case 8.
 #[test]
 fn a_small_dictionary_that_is_shared_a_hundred_thousand_times() {
     let references = |count: u32| [[0xaf, 0x12].as_slice(), &count.to_be_bytes(), &vec![1; count as usize]].concat();
@@ -164,6 +165,7 @@ fn trailers_that_lie() {
     }
 }
 
+/// Edge case 8.
 #[test]
 fn entities_that_grow() {
     let mut bomb = "<?xml version=\"1.0\"?><!DOCTYPE plist [<!ENTITY a0 \"ha\">".to_owned();

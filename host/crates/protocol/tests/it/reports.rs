@@ -57,6 +57,7 @@ fn a_report_of_a_user_says_who_that_is() {
     assert_eq!((report.facts.user_short_name.as_deref(), report.facts.user_long_name.as_deref()), (Some("ada"), Some("Ada L.")));
 }
 
+/// Edge case 3.
 #[test]
 fn reports_in_binary_and_behind_a_byte_order_mark_are_read() {
     let mut binary = Vec::new();
