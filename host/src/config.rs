@@ -488,6 +488,7 @@ mod tests {
         }
     }
 
+    /// With the store that its documents name, and nothing else, it did not start. NanoMDM defect 13.
     #[test]
     fn with_nothing_given_it_listens_on_9000_and_keeps_all_in_data() {
         let config = ServeOptions::default().resolve().unwrap();

@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(&head, b"HTTP/1.1 200 OK");
     }
 
+    /// A client that was slow on purpose kept its connection for ever. NanoMDM defect 10.
     #[tokio::test]
     async fn who_sends_requests_and_never_reads_loses_the_place() {
         let (address, tracker, shutdown) = server(Bounds { connections: 1, head: LONG * 2, write: SHORT }).await;

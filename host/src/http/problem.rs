@@ -52,7 +52,7 @@ pub fn document(status: StatusCode, title: &str, detail: &str, field: Option<&st
     response
 }
 
-/// A plugin's text must not forge a second line, in a log or in a terminal.
+/// A plugin's text must not forge a second line, in a log or in a terminal, nor the one word that makes a device remove its management.
 fn single_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
+    text.replace("com.apple.unrecognized.device", "unrecognized device").chars().map(|c| if c.is_control() { ' ' } else { c }).take(500).collect()
 }

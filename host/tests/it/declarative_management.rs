@@ -55,6 +55,7 @@ async fn other_server() -> (String, Asked) {
     (url, asked)
 }
 
+/// Its 404 and 204 became a 500 for the device, with the other server's text behind it. NanoMDM defect 9. Edge case 56.
 #[tokio::test(flavor = "multi_thread")]
 async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
     let (url, asked) = other_server().await;
@@ -104,6 +105,7 @@ async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
 }
 
 /// In NanoMDM an enrolled device can make the server fetch any URL: an absolute `Endpoint` replaces the configured one.
+/// NanoMDM defect 9. Edge case 55.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_that_leads_elsewhere_is_refused_and_asked_of_nobody() {
     let (url, asked) = other_server().await;
@@ -181,7 +183,7 @@ async fn who_is_not_enrolled_gets_no_declarations() {
     assert!(asked.lock().unwrap().is_empty());
 }
 
-/// Users of Macs: declined by default, managed without a proof where the operator says so (edge case 33).
+/// Users of Macs: declined by default, managed without a proof where the operator says so (edge case 33). Edge case 33.
 #[tokio::test(flavor = "multi_thread")]
 async fn users_are_declined_or_get_a_challenge_of_no_length() {
     let authority = Authority::new(64).unwrap();

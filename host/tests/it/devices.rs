@@ -33,6 +33,7 @@ async fn a_device_of_each_kind_enrolls_and_answers_a_command() {
     }
 }
 
+/// Commands that were queued within one second came in any order (MySQL), or in that of the alphabet (files). NanoMDM defect 5. Edge case 40.
 #[tokio::test]
 async fn commands_arrive_in_the_order_of_enqueueing_and_once() {
     let authority = Authority::new(2).unwrap();
@@ -50,6 +51,8 @@ async fn commands_arrive_in_the_order_of_enqueueing_and_once() {
     assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
 }
 
+/// In its default store a command that was acknowledged after another's NotNow came again at every later connection, a wipe too. NanoMDM defect 1.
+/// Edge case 36.
 #[tokio::test]
 async fn a_deferred_command_waits_for_the_next_idle_while_others_go_ahead() {
     let authority = Authority::new(3).unwrap();
@@ -71,6 +74,8 @@ async fn a_deferred_command_waits_for_the_next_idle_while_others_go_ahead() {
     assert_eq!(seen, expected);
 }
 
+/// A report that was sent again after a lost answer, or one of a command that nobody queued, emptied the whole queue with a 200. NanoMDM defect 2.
+/// Edge case 39.
 #[tokio::test]
 async fn a_repeated_report_changes_nothing_and_the_queue_goes_on() {
     let authority = Authority::new(4).unwrap();
@@ -91,6 +96,7 @@ async fn a_repeated_report_changes_nothing_and_the_queue_goes_on() {
     assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
 }
 
+/// Edge case 46.
 #[tokio::test]
 async fn bootstrap_tokens_are_kept_given_back_and_deleted() {
     let authority = Authority::new(5).unwrap();
@@ -111,6 +117,7 @@ async fn bootstrap_tokens_are_kept_given_back_and_deleted() {
     assert!(device.insist(&mut connection, get).await.unwrap().is_empty());
 }
 
+/// Edge case 4.
 #[tokio::test]
 async fn a_malformed_report_finishes_its_own_command_and_nobody_elses() {
     let authority = Authority::new(6).unwrap();
@@ -142,6 +149,7 @@ async fn a_malformed_report_finishes_its_own_command_and_nobody_elses() {
     assert!(String::from_utf8_lossy(&next).contains("<string>next</string>"));
 }
 
+/// Edge case 20. Edge case 23.
 #[tokio::test]
 async fn a_certificate_speaks_for_its_own_enrollment_only() {
     let authority = Authority::new(7).unwrap();
@@ -166,6 +174,7 @@ async fn a_certificate_speaks_for_its_own_enrollment_only() {
     assert_eq!(other.send(&mut connection, idle).await.unwrap().status, StatusCode::OK);
 }
 
+/// In its SQL stores the certificate of an earlier enrollment stayed good. NanoMDM defect 18. Edge case 19.
 #[tokio::test]
 async fn after_a_re_enrollment_the_old_certificate_is_refused_and_the_queue_is_new() {
     let authority = Authority::new(8).unwrap();
@@ -185,6 +194,7 @@ async fn after_a_re_enrollment_the_old_certificate_is_refused_and_the_queue_is_n
     assert_eq!(device.send(&mut connection, idle).await.unwrap().status, StatusCode::BAD_REQUEST);
 }
 
+/// Edge case 13.
 #[tokio::test]
 async fn between_authenticate_and_token_update_and_after_check_out_nothing_is_delivered() {
     let authority = Authority::new(9).unwrap();
@@ -204,6 +214,7 @@ async fn between_authenticate_and_token_update_and_after_check_out_nothing_is_de
     assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
 }
 
+/// Edge case 1. Edge case 2. Edge case 48. Edge case 49.
 #[tokio::test]
 async fn what_nobody_serves_yet_is_answered_by_the_table() {
     let authority = Authority::new(10).unwrap();
@@ -227,6 +238,7 @@ async fn what_nobody_serves_yet_is_answered_by_the_table() {
     }
 }
 
+/// With a certificate header anybody who reached the server could be any device. NanoMDM defect 18. Edge case 24.
 #[tokio::test]
 async fn a_certificate_header_is_believed_only_from_a_trusted_proxy() {
     let authority = Authority::new(11).unwrap();

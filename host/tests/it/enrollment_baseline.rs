@@ -38,6 +38,7 @@ async fn session(server: &Server, device: &mut Device, connection: &mut Connecti
     session.commands.iter().map(|command| format!("{} {}", command.request_type, command.status.as_deref().unwrap_or("-"))).collect()
 }
 
+/// Edge case 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_is_not_released_before_a_deferred_profile_is_final() {
     let (server, mut device, mut connection) = stage(61, Behaviour::acknowledging().with("InstallProfile", Answering::NotNow { times: 2 })).await;
@@ -60,6 +61,7 @@ async fn a_device_is_not_released_before_a_deferred_profile_is_final() {
     server.stop().await;
 }
 
+/// Edge case 18.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_never_answers_is_released_once_when_the_time_is_over() {
     let (server, mut device, mut connection) = stage(62, Behaviour::acknowledging().with("InstallProfile", Answering::Never)).await;

@@ -29,6 +29,7 @@ impl Moments {
     }
 }
 
+/// Edge case 10.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn twenty_kills_lose_nothing_that_was_confirmed() {
     let seed = std::env::var("KILL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| u64::from(std::process::id()) | 1 << 40);

@@ -12,6 +12,7 @@ mod documents;
 mod dump;
 mod enrollment_baseline;
 mod escrow_key;
+mod every_route;
 mod hostile_input;
 mod identities;
 mod in_process;

@@ -47,6 +47,7 @@ async fn an_enqueue_without_push_answers_to_the_byte_as_nanomdm() {
     assert_eq!(text(&answer), "{\n\t\"no_push\": true,\n\t\"command_uuid\": \"C-2\",\n\t\"request_type\": \"ProfileList\"\n}\n");
 }
 
+/// One unknown id failed the whole call (SQL), or was queued for in silence (default store). NanoMDM defect 7. Edge case 41.
 #[tokio::test]
 async fn each_id_has_its_own_outcome() {
     let authority = Authority::new(22).unwrap();
@@ -66,6 +67,8 @@ async fn each_id_has_its_own_outcome() {
     assert_eq!(nobody.status, StatusCode::INTERNAL_SERVER_ERROR);
 }
 
+/// A failed push made a 500 of a command that was queued, so that the client sent it again; and `nopush=0` was taken for yes. NanoMDM defect 7.
+/// Edge case 50.
 #[tokio::test]
 async fn no_push_success_is_invented() {
     let authority = Authority::new(23).unwrap();
@@ -113,6 +116,7 @@ async fn a_bad_command_is_a_400_that_names_the_key_and_queues_nothing() {
     assert!(device.poll_until_idle(&mut Connection::to(&server.url()).unwrap()).await.unwrap().commands.is_empty());
 }
 
+/// An id that stood twice in one call got its command for ever. NanoMDM defect 3.
 #[tokio::test]
 async fn the_same_command_again_is_no_second_command_and_another_under_its_uuid_is_refused() {
     let authority = Authority::new(25).unwrap();
@@ -132,6 +136,7 @@ async fn the_same_command_again_is_no_second_command_and_another_under_its_uuid_
     assert_eq!(session.commands.iter().map(|command| command.request_type.as_str()).collect::<Vec<_>>(), ["ProfileList"]);
 }
 
+/// Edge case 45.
 #[tokio::test]
 async fn a_command_reaches_the_device_to_the_byte_as_it_was_queued() {
     let authority = Authority::new(26).unwrap();
@@ -150,6 +155,7 @@ async fn a_command_reaches_the_device_to_the_byte_as_it_was_queued() {
     assert_eq!(delivered.headers["content-type"], "text/xml; charset=utf-8");
 }
 
+/// Edge case 31.
 #[tokio::test]
 async fn push_certificates_are_checked_stored_and_shown() {
     let home = Home::without_authority();

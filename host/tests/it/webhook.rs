@@ -121,6 +121,7 @@ async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
     }
 }
 
+/// A receiver that was told with a failure was never told again, and events came in any order. NanoMDM defect 15.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_fails_hears_again_and_the_order_of_a_device_holds() {
     let (url, receiver) = Receiver::start(&[StatusCode::INTERNAL_SERVER_ERROR, StatusCode::FOUND]).await;
@@ -140,6 +141,7 @@ async fn a_receiver_that_fails_hears_again_and_the_order_of_a_device_holds() {
 }
 
 /// NanoMDM tells once, and what it has not told when it stops is lost.
+/// NanoMDM defect 15.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_not_told_when_the_server_was_killed_is_told_by_the_next() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

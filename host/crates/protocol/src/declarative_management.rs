@@ -110,6 +110,7 @@ mod tests {
         assert_eq!(status_without_secrets(b"push-magic"), b"");
     }
 
+    /// Edge case 55.
     #[test]
     fn no_endpoint_leads_to_another_host_or_upwards() {
         for endpoint in [

@@ -147,6 +147,9 @@ struct Signer<'a> {
 
 impl<'a> Signer<'a> {
     fn read(signer: Element<'a>) -> Option<Self> {
+        if signer.tag != SEQUENCE {
+            return None;
+        }
         let mut fields = signer.reader();
         fields.expect(INTEGER)?;
         Some(Self {

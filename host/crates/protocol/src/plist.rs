@@ -11,7 +11,7 @@ mod write;
 mod xml;
 
 pub use ::plist::{Date, Dictionary, Integer, Value};
-pub(crate) use salvage::salvage;
+pub(crate) use salvage::{Claim, salvage};
 pub use write::to_xml;
 
 /// How deep arrays and dictionaries may lie in each other. Apple's own messages stay under ten.

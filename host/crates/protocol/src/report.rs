@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::enrollment::{DeviceFacts, Enrollment, Identifiers};
 use crate::fields::{FieldError, Fields, MAX_TEXT, check_name};
-use crate::plist::{self, Value};
+use crate::plist::{self, Claim, Value};
 
 /// A status of Apple's has at most 18 bytes.
 const MAX_STATUS: usize = 64;
@@ -88,7 +88,7 @@ impl fmt::Debug for Report {
 pub struct MalformedReport {
     /// Why it was refused.
     pub reason: String,
-    /// Who it claims to be from; `None` where it does not say.
+    /// Who it claims to be from; `None` where it does not say. The device's own channel where the user cannot be told.
     pub enrollment: Option<Enrollment>,
     /// The command it claims to be about.
     pub command_uuid: Option<String>,
@@ -134,7 +134,8 @@ impl Report {
                 Ok(Self { enrollment, facts, status, command_uuid, document, raw })
             }
             Err(error) => {
-                let claims = CLAIMS.iter().map(|key| fields.value(key).and_then(Value::as_string).map(str::to_owned)).collect();
+                let claim = |value: &Value| Claim::new(value.as_string().map(str::to_owned));
+                let claims = CLAIMS.iter().map(|key| fields.value(key).map_or(Claim::Absent, claim)).collect();
                 Err(malformed(format!("{} {}", error.key, error.problem), claims, raw))
             }
         }
@@ -149,11 +150,19 @@ fn read(fields: Fields<'_>) -> Result<(Enrollment, Status, Option<String>), Fiel
 }
 
 /// `claims` are the values of [`CLAIMS`] in that order.
-fn malformed(reason: String, claims: Vec<Option<String>>, raw: Bytes) -> Box<MalformedReport> {
-    let mut claims = claims.into_iter().map(Option::unwrap_or_default).map(|claim| Some(claim).filter(|claim| !claim.is_empty()));
+fn malformed(reason: String, claims: Vec<Claim>, raw: Bytes) -> Box<MalformedReport> {
+    // A UDID that cannot be told is there all the same: no EnrollmentID takes its place.
+    let names_nobody = claims.first() == Some(&Claim::Unreadable);
+    let mut claims = claims.into_iter().map(|claim| match claim {
+        Claim::Text(text) if !text.is_empty() => Some(text),
+        Claim::Text(_) | Claim::Unreadable | Claim::Absent => None,
+    });
     let mut next = || claims.next().flatten();
-    let identifiers = Identifiers { udid: next(), user_id: next(), user_short_name: next(), enrollment_id: next(), enrollment_user_id: next() };
+    let whole = Identifiers { udid: next(), user_id: next(), user_short_name: next(), enrollment_id: next(), enrollment_user_id: next() };
     let command_uuid = next().filter(|uuid| check_name(uuid, MAX_TEXT).is_ok());
     let status = next().filter(|status| check_name(status, MAX_STATUS).is_ok());
-    Box::new(MalformedReport { reason, enrollment: identifiers.resolve().ok(), command_uuid, status, raw })
+    // Where it cannot be told which of the device's users it is, the device is known.
+    let device = Identifiers { udid: whole.udid.clone(), enrollment_id: whole.enrollment_id.clone(), ..Identifiers::default() };
+    let enrollment = whole.resolve().or_else(|_| device.resolve()).ok().filter(|_| !names_nobody);
+    Box::new(MalformedReport { reason, enrollment, command_uuid, status, raw })
 }

@@ -56,6 +56,7 @@ impl Drop for Presence {
 mod tests {
     use super::*;
 
+    /// Edge case 10.
     #[test]
     fn the_second_request_of_an_enrollment_is_not_alone_until_the_first_ends() {
         let in_flight = InFlight::default();

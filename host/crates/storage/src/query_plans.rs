@@ -38,6 +38,8 @@ const HOT: &[(&str, &str)] = &[
     (maintenance::SELECT_EXPIRED_PAIR, "plugin_key_values_expiring"),
 ];
 
+/// Without an index for queue and certificates (PostgreSQL) every poll read all rows; in memory and in files every Authenticate read all keys.
+/// NanoMDM defect 12. NanoMDM defect 14. Edge case 43.
 #[tokio::test]
 async fn hot_statements_use_their_indexes_and_scan_nothing() {
     let directory = tempfile::tempdir().unwrap();

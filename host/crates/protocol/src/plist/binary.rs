@@ -5,28 +5,35 @@
 
 use plist::{Integer, Value};
 
+use super::salvage::Claim;
 use super::{Collection, MAX_DEPTH, MAX_VALUES, PlistError, date};
 
 pub(super) const MAGIC: &[u8] = b"bplist00";
 const TRAILER: usize = 32;
-/// Text and data may be shared, so they can come to more than the document's length; by how much is limited.
+/// Objects may be shared, so they can come to more than the document's length; by how much is limited.
 const SHARED_BYTES: usize = 4 << 20;
+/// What a collection takes in memory, whatever it holds, and for each of its members.
+const COLLECTION_BYTES: usize = 256;
+const MEMBER_BYTES: usize = 64;
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Value, PlistError> {
     let document = Document::new(bytes)?;
     let mut budget = Budget { values: MAX_VALUES, bytes: SHARED_BYTES.saturating_add(bytes.len().saturating_mul(2)) };
     let mut open: Vec<Level<'_>> = Vec::new();
+    let mut written_out = vec![false; document.objects.len()];
     let mut due = document.root;
     loop {
         budget.take_values(1)?;
         let mut value = match document.object(due)? {
             Object::Array(references) => {
+                budget.take_again(&mut written_out, document.offset(due), references.left())?;
                 let items = Vec::with_capacity(budget.reserve(references.left())?);
                 push(&mut open, Level { object: due, keys: None, values: references, collection: Collection::Array(items) })?;
                 None
             }
             Object::Dictionary { keys, values } => {
                 budget.reserve(values.left())?;
+                budget.take_again(&mut written_out, document.offset(due), values.left())?;
                 push(&mut open, Level { object: due, keys: Some(keys), values, collection: Collection::dictionary() })?;
                 None
             }
@@ -54,18 +61,18 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, PlistError> {
 }
 
 /// The strings under `wanted` in the top dictionary, read without looking at anything else. Of a key that appears twice the first counts.
-pub(super) fn top_strings(bytes: &[u8], wanted: &[&str]) -> Option<Vec<Option<String>>> {
+pub(super) fn top_strings(bytes: &[u8], wanted: &[&str]) -> Option<Vec<Claim>> {
     /// More entries than any report's top dictionary has.
     const ENTRIES: usize = 1000;
     let document = Document::new(bytes).ok()?;
     let Object::Dictionary { keys, values } = document.object(document.root).ok()? else { return None };
-    let mut found: Vec<Option<String>> = vec![None; wanted.len()];
+    let mut found = vec![Claim::Absent; wanted.len()];
     let mut budget = Budget { values: 0, bytes: 1 << 20 };
     for (key, value) in keys.zip(values).take(ENTRIES) {
         let Ok(Some(key)) = document.object(key).and_then(|object| object.text(&mut budget)) else { continue };
         let Some(place) = wanted.iter().position(|name| *name == key).and_then(|index| found.get_mut(index)) else { continue };
-        if place.is_none() {
-            *place = document.object(value).and_then(|object| object.text(&mut budget)).ok().flatten();
+        if *place == Claim::Absent {
+            *place = Claim::new(document.object(value).and_then(|object| object.text(&mut budget)).ok().flatten());
         }
     }
     Some(found)
@@ -85,6 +92,19 @@ impl Budget {
     /// Refuses a collection that cannot be within the budget before anything is allocated for it.
     fn reserve(&self, count: usize) -> Result<usize, PlistError> {
         if count > self.values { Err(PlistError::TOO_MANY) } else { Ok(count) }
+    }
+
+    /// A collection is paid for by the bytes that it is written in, but only once: a dictionary of one entry takes two bytes to be referred
+    /// to, and hundreds in memory.
+    fn take_again(&mut self, written_out: &mut [bool], offset: Option<usize>, members: usize) -> Result<(), PlistError> {
+        match offset.and_then(|offset| written_out.get_mut(offset)) {
+            Some(seen) if *seen => self.take_bytes(COLLECTION_BYTES.saturating_add(members.saturating_mul(MEMBER_BYTES))),
+            Some(seen) => {
+                *seen = true;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     fn take_bytes(&mut self, count: usize) -> Result<(), PlistError> {
@@ -134,10 +154,15 @@ impl<'a> Document<'a> {
         self.read_object(index).unwrap_or_else(|| Err(PlistError::malformed("an object lies outside of it")))
     }
 
+    /// Where the object begins, by the table.
+    fn offset(&self, index: usize) -> Option<usize> {
+        let entry = index.checked_mul(self.offset_size)?;
+        unsigned(self.offsets.get(entry..entry.checked_add(self.offset_size)?)?)
+    }
+
     /// `None` where the object reaches beyond the document.
     fn read_object(&self, index: usize) -> Option<Result<Object<'a>, PlistError>> {
-        let entry = index.checked_mul(self.offset_size)?;
-        let offset = unsigned(self.offsets.get(entry..entry.checked_add(self.offset_size)?)?)?;
+        let offset = self.offset(index)?;
         if offset < MAGIC.len() {
             return None;
         }

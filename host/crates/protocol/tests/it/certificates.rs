@@ -69,6 +69,7 @@ fn what_is_no_certificate_is_refused() {
     assert!(Certificate::from_der([der.as_slice(), &[0]].concat()).is_err());
 }
 
+/// Edge case 24.
 #[test]
 fn headers_of_proxies_are_read_in_both_forms() {
     let der = root();

@@ -62,6 +62,7 @@ fn facts_that_cannot_be_names_are_left_out() {
     assert_eq!(read(&message).unwrap().facts, wasmdm_protocol::enrollment::DeviceFacts::default());
 }
 
+/// Edge case 15.
 #[test]
 fn a_token_update_brings_topic_token_and_magic() {
     let mut message = token_update();
@@ -120,6 +121,7 @@ fn the_key_that_is_missing_or_wrong_is_named() {
     assert_eq!(invalid(&without_type).0, "MessageType");
 }
 
+/// Edge case 2.
 #[test]
 fn a_check_in_of_an_unknown_kind_is_none() {
     assert!(matches!(read(&message("Coffee", &[])), Err(CheckInError::UnknownMessageType(kind)) if kind == "Coffee"));
@@ -177,6 +179,7 @@ fn every_kind_gives_its_message_type_back() {
     }
 }
 
+/// Edge case 3.
 #[test]
 fn binary_check_ins_are_read() {
     let mut binary = Vec::new();
@@ -186,6 +189,7 @@ fn binary_check_ins_are_read() {
     assert_eq!(message.raw, binary);
 }
 
+/// Edge case 47.
 #[test]
 fn a_bootstrap_token_is_answered_as_nanomdm_does() {
     let answer = ours::parse(&bootstrap_token_document(b"token")).unwrap();

@@ -8,6 +8,7 @@ fn resolve(parts: [&str; 5]) -> Result<Enrollment, (&'static str, &'static str)>
     Identifiers { udid, user_id, user_short_name, enrollment_id, enrollment_user_id }.resolve().map_err(|error| (error.key, error.problem))
 }
 
+/// Edge case 11. Edge case 12.
 #[test]
 fn the_five_kinds_and_their_ids() {
     let shared = "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF";
@@ -51,7 +52,7 @@ fn ids_that_are_none_are_refused() {
     assert!(resolve([&"U".repeat(255), "-", "-", "-", "-"]).is_ok());
 }
 
-/// A device that calls itself `U:A` would share the id of user `A` of device `U`.
+/// A device that calls itself `U:A` would share the id of user `A` of device `U`. Edge case 12.
 #[test]
 fn a_device_cannot_take_the_id_of_another_devices_user() {
     assert_eq!(resolve(["U:A", "-", "-", "-", "-"]), Err(("UDID", "has a colon")));

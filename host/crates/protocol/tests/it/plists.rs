@@ -77,6 +77,7 @@ fn prologs_of_other_writers_are_read() {
     }
 }
 
+/// Edge case 8.
 #[test]
 fn what_readers_would_take_differently_is_refused() {
     for inner in [

@@ -57,6 +57,7 @@ fn a_report_of_a_user_says_who_that_is() {
     assert_eq!((report.facts.user_short_name.as_deref(), report.facts.user_long_name.as_deref()), (Some("ada"), Some("Ada L.")));
 }
 
+/// Edge case 3.
 #[test]
 fn reports_in_binary_and_behind_a_byte_order_mark_are_read() {
     let mut binary = Vec::new();
@@ -106,6 +107,47 @@ fn claims_are_read_out_of_documents_that_are_refused() {
     assert_eq!(claims(&malformed(not_utf8)), (Some("U1"), Some("C1"), Some("Acknowledged")));
     let escaped = malformed(xml(&format!("{}<b/>", CLAIMS.replace("C1", "a&amp;b"))));
     assert_eq!(escaped.command_uuid.as_deref(), Some("a&b"));
+}
+
+/// Fuzzing found three ways to make the salvage of a broken report claim a device that the readers would not have read: text within an
+/// instruction, text within an attribute, and a UDID that is no plain text while an EnrollmentID is. Edge case 4.
+#[test]
+fn what_only_looks_like_a_claim_is_none() {
+    for lure in [
+        "<?a ><string>other</string> ?><string>U1</string>",
+        "<!-- > <string>other</string> --><string>U1</string>",
+        "<string a=\">other</string><string b=\">U1</string>",
+        "<string a='>other</string><string b='>U1</string>",
+    ] {
+        let document = xml(&CLAIMS.replace("<string>U1</string>", lure));
+        assert_eq!(read(document.clone()).enrollment.id.as_str(), "U1", "{lure}");
+        assert_eq!(claims(&malformed([document.as_slice(), b"<"].concat())), (Some("U1"), Some("C1"), Some("Acknowledged")), "{lure}");
+    }
+    for udid in ["<string>U<!-- -->1</string>", "<integer>1</integer>", "<string>U1"] {
+        let document = CLAIMS.replace("<string>U1</string>", udid);
+        let claimed = malformed(format!("<plist><dict><key>EnrollmentID</key><string>other</string>{document}<b/>"));
+        assert_eq!(claimed.enrollment, None, "{udid}");
+    }
+    let read = malformed(xml(&CLAIMS.replace("<string>U1</string>", "<integer>1</integer><key>EnrollmentID</key><string>other</string>")));
+    assert_eq!(read.enrollment, None);
+}
+
+/// Fuzzing found that a report of a user whose id is no plain text was nobody's, so that its command would have come again for ever. The
+/// device is known, and the storage knows which of its channels the command was sent to. Edge case 4.
+#[test]
+fn where_the_user_cannot_be_told_the_device_is_claimed() {
+    let shared = "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF";
+    for user in [
+        "<key>UserID</key><string>A<!-- -->B</string>".to_owned(),
+        format!("<key>UserID</key><string>{shared}</string>"),
+        format!("<key>UserID</key><string>{shared}</string><key>UserShortName</key><string>a<!-- -->b</string>"),
+        "<key>UserID</key><true/>".to_owned(),
+    ] {
+        for end in ["</dict></plist><", "<b/></dict></plist>"] {
+            let claimed = malformed(format!("<plist><dict>{CLAIMS}{user}{end}"));
+            assert_eq!(claims(&claimed), (Some("U1"), Some("C1"), Some("Acknowledged")), "{user}");
+        }
+    }
 }
 
 #[test]

@@ -157,3 +157,15 @@ proptest! {
         prop_assert!(verify(STANDARD.encode(&bytes).as_bytes(), BODY).is_err());
     }
 }
+
+/// Fuzzing found that a signer written as a number was read like any other.
+#[test]
+fn a_signer_that_is_no_sequence_is_malformed() {
+    let der = Cms { form: Form::Ber, ..Cms::new(&P256, "authority", &leaf(&P256)) }.der(BODY);
+    // The signer's part is the only one that begins so.
+    let start = der.windows(5).rposition(|window| window == [0x30, 0x80, 2, 1, 1]).unwrap();
+    assert!(verify(STANDARD.encode(&der).as_bytes(), BODY).is_ok());
+    let mut other = der;
+    other[start] = 0x24;
+    assert!(matches!(verify(STANDARD.encode(&other).as_bytes(), BODY), Err(SignatureError::Malformed(_))));
+}

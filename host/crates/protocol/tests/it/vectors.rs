@@ -70,6 +70,7 @@ fn every_flipped_byte_of_a_real_devices_body_or_signature_fails() {
     }
 }
 
+/// Edge case 25.
 #[test]
 fn chains_have_the_verdicts_of_go() {
     let Some(folder) = folder("chains") else { return };

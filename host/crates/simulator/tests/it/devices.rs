@@ -112,6 +112,7 @@ fn only_devices_that_can_be_unlocked_have_an_unlock_token() {
     }
 }
 
+/// Edge case 11.
 #[test]
 fn a_user_enrollment_says_neither_udid_nor_serial_number() {
     let authority = Authority::new(1).unwrap();
@@ -123,6 +124,7 @@ fn a_user_enrollment_says_neither_udid_nor_serial_number() {
     }
 }
 
+/// Edge case 1.
 #[tokio::test]
 async fn enrolling_sends_authenticate_and_token_update_with_a_content_type() {
     let server = Server::start().await;
@@ -156,6 +158,7 @@ async fn a_denied_device_learns_status_and_reason() {
     assert_eq!(server.seen().len(), 1);
 }
 
+/// Edge case 7. Edge case 9.
 #[tokio::test]
 async fn a_session_answers_every_command_and_ends_with_the_empty_answer() {
     let server = Server::start().await;
@@ -186,6 +189,7 @@ async fn a_session_answers_every_command_and_ends_with_the_empty_answer() {
     assert_eq!(connection.opened(), 1);
 }
 
+/// Edge case 36.
 #[tokio::test]
 async fn not_now_twice_takes_three_sessions() {
     let server = Server::start().await;

@@ -138,6 +138,7 @@ async fn a_rate_is_kept() {
     assert_eq!(fleet.report.phase("polls").unwrap().requests, 20);
 }
 
+/// Edge case 32.
 #[tokio::test]
 async fn every_kind_of_enrollment_runs() {
     let server = Server::start().await;

@@ -27,6 +27,7 @@ fn every_form_of_signature_with_either_type_of_key_verifies() {
     }
 }
 
+/// Edge case 22.
 #[test]
 fn certificates_lead_to_the_root_for_as_long_as_they_are_valid() {
     for key_type in [KeyType::P256, KeyType::Rsa2048] {

@@ -3,6 +3,7 @@ use wasmdm_protocol::certificate::Certificate;
 use wasmdm_storage::certificate_bindings::{Associated, Association, Reason};
 use wasmdm_storage::enrollments::Authenticated;
 
+/// Edge case 23.
 pub(crate) async fn a_certificate_belongs_to_one_enrollment(database: &Database) {
     database.enroll("A").await;
     let done = database.try_authenticate(authenticate("B", "A", 5)).await;

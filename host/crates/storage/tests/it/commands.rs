@@ -3,6 +3,7 @@ use bytes::Bytes;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, Recorded};
 
+/// Edge case 40.
 pub(crate) async fn commands_go_out_in_the_order_of_the_queue(database: &Database) {
     database.enroll("A").await;
     assert_eq!(database.poll("A").await, None);
@@ -34,6 +35,7 @@ pub(crate) async fn a_higher_priority_goes_first(database: &Database) {
     }
 }
 
+/// Edge case 10.
 pub(crate) async fn an_idle_re_offers_what_was_sent_when_asked_to(database: &Database) {
     database.enroll("A").await;
     database.queue("A", "C1").await;
@@ -47,7 +49,7 @@ pub(crate) async fn an_idle_re_offers_what_was_sent_when_asked_to(database: &Dat
     assert_eq!(database.poll_at("A", false, 23).await, None);
 }
 
-/// After a kill, a device that had not read its answer got the command behind the one it had missed, and so both out of order.
+/// After a kill, a device that had not read its answer got the command behind the one it had missed, and so both out of order. Edge case 10.
 pub(crate) async fn a_report_offers_what_was_sent_only_if_its_own_answer_was_lost(database: &Database) {
     database.enroll("A").await;
     for uuid in ["C1", "C2", "C3"] {
@@ -65,6 +67,7 @@ pub(crate) async fn a_report_offers_what_was_sent_only_if_its_own_answer_was_los
 }
 
 /// A server that offered it again after any other report sent a device round in circles within one session.
+/// NanoMDM defect 6. Edge case 36.
 pub(crate) async fn not_now_is_offered_again_by_the_next_idle_only(database: &Database) {
     database.enroll("A").await;
     database.queue("A", "C1").await;
@@ -78,6 +81,7 @@ pub(crate) async fn not_now_is_offered_again_by_the_next_idle_only(database: &Da
     assert_eq!(database.report("A", "C1", Status::Acknowledged).await, (Recorded::Final, None));
 }
 
+/// Edge case 39.
 pub(crate) async fn not_now_after_another_delivery_is_no_repetition(database: &Database) {
     database.subscribe("plugin:p", &["command.not-now"]).await;
     database.enroll("A").await;
@@ -90,6 +94,7 @@ pub(crate) async fn not_now_after_another_delivery_is_no_repetition(database: &D
     assert_eq!(database.drain_topics(50).await, ["command.not-now", "command.not-now"]);
 }
 
+/// Edge case 39.
 pub(crate) async fn the_first_final_report_wins(database: &Database) {
     database.subscribe("plugin:p", &["command.acknowledged", "command.errored"]).await;
     database.enroll("A").await;
@@ -107,6 +112,7 @@ pub(crate) async fn the_first_final_report_wins(database: &Database) {
     assert_eq!(orphans.iter().map(|orphan| orphan.status.as_str()).collect::<Vec<_>>(), ["NotNow", "Error"]);
 }
 
+/// Edge case 38.
 pub(crate) async fn a_report_of_an_unknown_command_is_kept_as_an_orphan(database: &Database) {
     database.enroll("A").await;
     database.enroll("B").await;
@@ -124,6 +130,7 @@ pub(crate) async fn a_report_of_an_unknown_command_is_kept_as_an_orphan(database
     assert_eq!(database.storage().orphan_reports(&default(), &id("A"), 1000).await.unwrap().len(), 100, "a device cannot fill the disk");
 }
 
+/// Edge case 38.
 pub(crate) async fn reports_of_cancelled_and_expired_commands_are_orphans(database: &Database) {
     database.enroll("A").await;
     database.queue("A", "C1").await;
@@ -140,6 +147,7 @@ pub(crate) async fn reports_of_cancelled_and_expired_commands_are_orphans(databa
     }
 }
 
+/// Edge case 37.
 pub(crate) async fn an_unknown_status_is_final(database: &Database) {
     database.subscribe("plugin:p", &["command.errored"]).await;
     database.enroll("A").await;
@@ -150,6 +158,7 @@ pub(crate) async fn an_unknown_status_is_final(database: &Database) {
     assert_eq!(database.drain(50).await[0].event.data["command"]["status"], "Perhaps");
 }
 
+/// Edge case 34. Edge case 42.
 pub(crate) async fn nothing_goes_out_before_its_time_or_after_its_end(database: &Database) {
     database.enroll("A").await;
     let options = CommandOptions { not_before: Some(at(100)), expires_at: Some(at(200)), ..CommandOptions::default() };
@@ -216,6 +225,7 @@ pub(crate) async fn in_quarantine_only_people_and_the_quarantining_plugin_are_he
     assert_eq!(tags, serde_json::json!([]));
 }
 
+/// Edge case 30.
 pub(crate) async fn an_acknowledged_erase_ends_the_old_queue(database: &Database) {
     database.enroll("A").await;
     database.enroll_user("A", "jo").await;
@@ -230,7 +240,7 @@ pub(crate) async fn an_acknowledged_erase_ends_the_old_queue(database: &Database
     assert_eq!(database.poll("A").await, None);
 }
 
-/// The device was wiped, whatever had become of the command here meanwhile.
+/// The device was wiped, whatever had become of the command here meanwhile. Edge case 30.
 pub(crate) async fn an_erase_that_was_given_up_and_is_acknowledged_late_ends_the_old_queue_too(database: &Database) {
     database.enroll("A").await;
     let options = CommandOptions { expires_at: Some(at(25)), ..CommandOptions::default() };
@@ -254,7 +264,7 @@ pub(crate) async fn an_erase_of_an_earlier_enrollment_that_is_acknowledged_late_
     assert_eq!(database.state("A", "C2").await, "sent");
 }
 
-/// A device that was wiped gets the first commands again, although the plugin that queues them uses the same key each time.
+/// A device that was wiped gets the first commands again, although the plugin that queues them uses the same key each time. Edge case 19.
 pub(crate) async fn idempotency_keys_of_an_earlier_enrollment_are_free_again(database: &Database) {
     let options = || CommandOptions { idempotency_key: Some("baseline".to_owned()), ..CommandOptions::default() };
     database.enroll("A").await;
@@ -273,6 +283,7 @@ pub(crate) async fn idempotency_keys_of_an_earlier_enrollment_are_free_again(dat
     }
 }
 
+/// Edge case 38.
 pub(crate) async fn orphan_reports_are_bounded_by_their_bytes(database: &Database) {
     database.enroll("A").await;
     for number in 0..5 {
@@ -360,6 +371,7 @@ pub(crate) async fn an_idempotency_key_is_one_command_per_origin_and_enrollment(
     assert_eq!(answers[0].event.data["command"]["idempotency_key"], "key");
 }
 
+/// Edge case 42.
 pub(crate) async fn a_collapse_key_replaces_what_was_not_yet_sent(database: &Database) {
     database.enroll("A").await;
     let options = CommandOptions { collapse_key: Some("lock".to_owned()), ..CommandOptions::default() };
@@ -373,6 +385,7 @@ pub(crate) async fn a_collapse_key_replaces_what_was_not_yet_sent(database: &Dat
     assert_eq!(database.state("A", "P1").await, "queued");
 }
 
+/// Edge case 4.
 pub(crate) async fn a_malformed_report_errors_only_what_was_sent_to_the_enrollment_or_its_users(database: &Database) {
     database.enroll("A").await;
     database.enroll("B").await;
@@ -403,6 +416,7 @@ pub(crate) async fn a_malformed_report_errors_only_what_was_sent_to_the_enrollme
     assert_eq!(database.state("A:jo", "U1").await, "errored");
 }
 
+/// Edge case 3.
 pub(crate) async fn bodies_and_reports_come_back_to_the_byte(database: &Database) {
     database.enroll("A").await;
     let body: Bytes = (0..=255).cycle().take(200_000).collect::<Vec<u8>>().into();

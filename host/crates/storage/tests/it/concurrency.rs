@@ -6,6 +6,7 @@ use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, Offer};
 use wasmdm_storage::outbox::Claim;
 
+/// A second poll at the same time got the same command, and its acknowledgement emptied the queue. NanoMDM defect 22.
 pub(crate) async fn two_polls_at_once_send_a_command_once(database: &Database) {
     database.enroll("A").await;
     for round in 0..20 {
@@ -23,6 +24,7 @@ pub(crate) async fn two_polls_at_once_send_a_command_once(database: &Database) {
     }
 }
 
+/// Calls for one enrollment at the same time lost commands in most runs. NanoMDM defect 21.
 pub(crate) async fn parallel_enqueues_keep_their_order_and_lose_nothing(database: &Database) {
     database.enroll("A").await;
     let mut callers = JoinSet::new();

@@ -14,6 +14,7 @@ fn refused(done: &TokenUpdated) -> bool {
     matches!(done, TokenUpdated::Refused { .. })
 }
 
+/// Edge case 13. Edge case 14. Edge case 15.
 pub(crate) async fn only_the_first_token_update_enrolls(database: &Database) {
     let done = database.try_authenticate(authenticate("A", "A", 0)).await;
     assert_eq!(done, Authenticated::Stored { re_enrolling: false });
@@ -44,6 +45,7 @@ pub(crate) async fn a_user_of_a_device_that_is_not_enrolled_is_refused(database:
     assert_eq!(state(database, "A:jo").await, None);
 }
 
+/// Edge case 21. Edge case 31.
 pub(crate) async fn another_topic_than_that_of_authenticate_is_refused(database: &Database) {
     database.authenticate("A", 0).await;
     let mut update = token_update("A", 1);
@@ -60,6 +62,8 @@ pub(crate) async fn a_token_update_after_check_out_is_refused_until_a_new_authen
     assert_eq!(database.storage().token_update(token_update("A", 8)).await.unwrap(), TokenUpdated::Stored { tally: 1 });
 }
 
+/// A new Authenticate left the queues of the device's users, and they stayed enabled with their tally. NanoMDM defect 4. Edge case 19.
+/// Edge case 35. Edge case 44.
 pub(crate) async fn re_enrolling_clears_queue_tokens_tally_and_users(database: &Database) {
     let storage = database.storage();
     database.enroll("A").await;
@@ -90,6 +94,7 @@ pub(crate) async fn re_enrolling_clears_queue_tokens_tally_and_users(database: &
     assert_eq!(database.poll("A:jo").await, None);
 }
 
+/// Edge case 19.
 pub(crate) async fn a_first_authenticate_that_is_sent_again_is_no_re_enrollment(database: &Database) {
     database.subscribe("plugin:p", &["enrollment.enrolled"]).await;
     for millis in [0, 5] {
@@ -109,7 +114,7 @@ pub(crate) async fn a_first_authenticate_that_is_sent_again_is_no_re_enrollment(
     assert_eq!(database.drain(50).await[0].event.data["re_enrolling"], true);
 }
 
-/// A user who waits for the configuration again after its device enrolled anew.
+/// A user who waits for the configuration again after its device enrolled anew. Edge case 17.
 pub(crate) async fn awaiting_configuration_of_an_earlier_enrollment_is_forgotten(database: &Database) {
     database.subscribe("plugin:p", &["configuration.awaiting"]).await;
     for _ in 0..2 {
@@ -121,6 +126,7 @@ pub(crate) async fn awaiting_configuration_of_an_earlier_enrollment_is_forgotten
     assert_eq!(database.drain_topics(50).await.len(), 2);
 }
 
+/// Edge case 16.
 pub(crate) async fn an_absent_unlock_token_keeps_the_old_one(database: &Database) {
     database.authenticate("A", 0).await;
     let mut update = token_update("A", 1);
@@ -130,6 +136,7 @@ pub(crate) async fn an_absent_unlock_token_keeps_the_old_one(database: &Database
     assert_eq!(database.storage().unlock_token(&default(), &id("A")).await.unwrap(), Some(Bytes::from_static(b"unlock")));
 }
 
+/// Edge case 17.
 pub(crate) async fn awaiting_configuration_is_set_and_released(database: &Database) {
     database.subscribe("plugin:p", &["configuration.awaiting", "configuration.released"]).await;
     database.authenticate("A", 0).await;
@@ -144,6 +151,7 @@ pub(crate) async fn awaiting_configuration_is_set_and_released(database: &Databa
     assert_eq!(database.drain_topics(50).await, ["configuration.awaiting", "configuration.released"]);
 }
 
+/// Edge case 47.
 pub(crate) async fn an_empty_bootstrap_token_deletes_it(database: &Database) {
     let storage = database.storage();
     database.enroll("A").await;
@@ -157,6 +165,7 @@ pub(crate) async fn an_empty_bootstrap_token_deletes_it(database: &Database) {
     assert!(!storage.set_bootstrap_token(&default(), &id("unknown"), Some(token), None, at(4)).await.unwrap());
 }
 
+/// Edge case 29. Edge case 35.
 pub(crate) async fn check_out_disables_the_device_and_its_users(database: &Database) {
     database.enroll("A").await;
     let user = database.enroll_user("A", "jo").await;
@@ -169,6 +178,7 @@ pub(crate) async fn check_out_disables_the_device_and_its_users(database: &Datab
     assert!(!database.storage().check_out(&default(), &id("unknown"), Bytes::new(), at(7)).await.unwrap());
 }
 
+/// Edge case 25.
 pub(crate) async fn an_enrollment_of_another_tenant_is_refused(database: &Database) {
     let other = TenantId::new("other");
     database.storage().create_tenant(&other, at(0)).await.unwrap();
@@ -199,6 +209,7 @@ pub(crate) async fn facts_that_a_message_does_not_say_stay(database: &Database) 
     assert_eq!(of_serial_number.len(), 1);
 }
 
+/// Edge case 43.
 pub(crate) async fn last_seen_is_seen_at_once_and_kept_over_a_restart(database: &Database) {
     database.enroll("A").await;
     database.storage().touch(&id("A"), at(77));
@@ -232,6 +243,7 @@ pub(crate) async fn queries_filter_and_page(database: &Database) {
     assert_eq!((counts["enrolling"], counts["enrolled"], counts["checked-out"]), (2, 1, 0));
 }
 
+/// Edge case 52.
 pub(crate) async fn push_targets_are_the_enrolled_ones(database: &Database) {
     database.enroll("A").await;
     database.authenticate("B", 0).await;
