@@ -12,9 +12,9 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
+use wasmdm_apns::push_certificate::PushCertificatePair;
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
-use wasmdm_protocol::push_certificate::PushCertificatePair;
 use wasmdm_storage::StorageError;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
 
@@ -248,14 +248,11 @@ pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Reques
         Ok(held) => held,
         Err(error) => return error.response(),
     };
-    let pair = match PushCertificatePair::from_pem(&held.bytes) {
+    let now = app.clock.now();
+    let pair = match PushCertificatePair::from_pem(&held.bytes, None).and_then(|pair| pair.check_validity(now).map(|()| pair)) {
         Ok(pair) => pair,
         Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
     };
-    let now = app.clock.now();
-    if pair.not_after < now {
-        return error(StatusCode::BAD_REQUEST, &format!("certificate: it expired at {}", pair.not_after));
-    }
     let (topic, not_after) = (pair.topic.clone(), pair.not_after);
     match app.storage.store_push_certificate(&TenantId::default(), &topic, pair.certificate_pem, pair.private_key_pem, not_after, now).await {
         Ok(()) => {

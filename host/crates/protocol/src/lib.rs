@@ -13,7 +13,6 @@ mod fields;
 pub mod json;
 pub mod mdm_signature;
 pub mod plist;
-pub mod push_certificate;
 pub mod relative_path;
 pub mod report;
 mod signature;

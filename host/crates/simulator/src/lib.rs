@@ -5,6 +5,7 @@
 //! Start at [`device::Device`] for one device, at [`fleet::Fleet`] for many, at [`cli::simulate`] for the command.
 
 pub mod api;
+pub mod apns;
 pub mod authority;
 pub mod behaviour;
 pub mod cli;
@@ -21,6 +22,7 @@ pub mod report;
 pub mod signer;
 
 pub use api::ApiClient;
+pub use apns::FakeApns;
 pub use authority::{Authority, Identity, KeyType};
 pub use behaviour::{Answering, Behaviour};
 pub use connection::{Answer, Connection, Target};
