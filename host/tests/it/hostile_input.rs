@@ -183,7 +183,7 @@ async fn a_body_three_times_too_large_is_answered_413_and_thrown_away() {
 async fn no_error_of_a_device_route_could_un_enroll_a_device() {
     let authority = Authority::new(33).unwrap();
     let stranger = Authority::new(34).unwrap();
-    let home = Home::new(&authority.root_pem());
+    let home = Home::new(&authority.root_pem()).with(&["--auth-proxy-url", "http://127.0.0.1:1/"]);
     let server = home.start();
     let mut connection = connect(&server);
     let header = |name: &'static str, value: &str| {
