@@ -79,7 +79,11 @@ pub struct AuthProxy {
 impl AuthProxy {
     /// A client; the other server need not be there yet. `certificate_header` is the one that a trusted proxy sets.
     pub fn new(url: &Url, certificate_header: Option<&HeaderName>) -> anyhow::Result<Self> {
-        let http = outward::streaming_client(PAUSE).context("auth-proxy-url")?;
+        Self::with_pause(url, certificate_header, PAUSE)
+    }
+
+    fn with_pause(url: &Url, certificate_header: Option<&HeaderName>, pause: Duration) -> anyhow::Result<Self> {
+        let http = outward::streaming_client(pause).context("auth-proxy-url")?;
         let mut proofs = vec![HeaderName::from_static("mdm-signature")];
         proofs.extend(certificate_header.cloned());
         Ok(Self { http, url: url.clone(), places: Places::default(), proofs })
@@ -272,6 +276,47 @@ mod tests {
         assert_eq!(url("http://files/?key=1", "a", Some("b=2")), "http://files/a?key=1&b=2");
         assert_eq!(url("http://files/base", "http:elsewhere/x", None), "http://files/base/http:elsewhere/x");
         assert_eq!(url("http://files/base", "@elsewhere", Some("u=//x#y")), "http://files/base/@elsewhere?u=//x%23y");
+    }
+
+    fn asked() -> Asked {
+        Asked {
+            method: Method::GET,
+            path: RelativePath::parse("file").unwrap(),
+            query: None,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            peer: IpAddr::from([127, 0, 0, 1]),
+            enrollment: EnrollmentId::new("A"),
+            request_id: "r".to_owned(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_falls_silent_before_or_within_its_answer_is_given_up_and_its_place_is_free() {
+        use http_body_util::BodyExt as _;
+        use tokio::io::AsyncWriteExt as _;
+        for beginning in ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na part"] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+            let proxy = AuthProxy::with_pause(&url, None, Duration::from_millis(200)).unwrap();
+            let silent = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.write_all(beginning.as_bytes()).await.unwrap();
+                std::future::pending::<()>().await;
+            };
+            let outcome = async {
+                match proxy.forward(asked()).await {
+                    Ok(answer) => answer.into_body().collect().await.map(|_| ()).map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                }
+            };
+            let outcome = tokio::select! {
+                outcome = outcome => outcome,
+                () = silent => unreachable!("it is silent for ever"),
+            };
+            assert!(outcome.is_err(), "{beginning}");
+            assert!(proxy.places.by_device.lock().is_empty());
+        }
     }
 
     #[test]

@@ -56,22 +56,23 @@ async fn serve(app: &Arc<App>, peer: SocketAddr, request: Request, kind: Kind) -
         return response;
     }
     let id = request_id();
-    let path = request.uri().path().to_owned();
-    let line = || Line { request_id: &id, peer: peer.ip(), path: &path, at: app.clock.now() };
+    let path = if app.dump.is_some() { request.uri().path().to_owned() } else { String::new() };
+    let line = Line { request_id: &id, peer: peer.ip(), path: &path, at: app.clock.now() };
     let mut enrollment = None;
-    let outcome = answer(app, &line, request, kind, &mut enrollment).await;
+    let outcome = answer(app, line, request, kind, &mut enrollment).await;
+    let line = Line { at: app.clock.now(), ..line };
     let (label, response) = match outcome {
         Ok(reply) => {
             debug!(request.id = id, "Device answered");
             if let Some(dump) = &app.dump {
-                dump.reply(line(), enrollment.as_ref(), &reply);
+                dump.reply(line, enrollment.as_ref(), &reply);
             }
             ("ok", reply_response(reply))
         }
         Err(Answer::Refused(refusal)) => {
             let response = problem::refusal(&refusal);
             if let Some(dump) = &app.dump {
-                dump.refusal(line(), enrollment.as_ref(), response.status().as_u16(), &refusal);
+                dump.refusal(line, enrollment.as_ref(), response.status().as_u16(), &refusal);
             }
             info!(request.id = id, peer = %peer.ip(), status = response.status().as_u16(), "A device was refused: {refusal}");
             (refusal_label(&refusal), response)
@@ -79,7 +80,7 @@ async fn serve(app: &Arc<App>, peer: SocketAddr, request: Request, kind: Kind) -
         Err(Answer::Body(error)) => {
             let response = error.response();
             if let Some(dump) = &app.dump {
-                dump.refusal(line(), enrollment.as_ref(), response.status().as_u16(), &error);
+                dump.refusal(line, enrollment.as_ref(), response.status().as_u16(), &error);
             }
             info!(request.id = id, peer = %peer.ip(), status = response.status().as_u16(), "A device was refused: {error}");
             ("body", response)
@@ -101,18 +102,11 @@ impl From<Refusal> for Answer {
     }
 }
 
-/// Also says whose message it is, once that is known.
-async fn answer<'a>(
-    app: &Arc<App>,
-    line: &(impl Fn() -> Line<'a> + Sync),
-    request: Request,
-    kind: Kind,
-    enrollment: &mut Option<EnrollmentId>,
-) -> Result<Reply, Answer> {
-    let Line { request_id: id, peer, .. } = line();
+/// Also says whose message it is, once that is known and somebody wants to see it.
+async fn answer(app: &Arc<App>, line: Line<'_>, request: Request, kind: Kind, enrollment: &mut Option<EnrollmentId>) -> Result<Reply, Answer> {
     let (head, request_body) = request.into_parts();
     let limit = if kind == Kind::CheckIn { CHECK_IN_LIMIT } else { REPORT_LIMIT };
-    let presented = match presented(app, &head.headers, peer) {
+    let presented = match presented(app, &head.headers, line.peer) {
         Ok(presented) => presented,
         Err(refusal) => {
             body::discard(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
@@ -132,14 +126,18 @@ async fn answer<'a>(
         match &parsed {
             Ok((_, message)) => {
                 *enrollment = message.enrollment().cloned();
-                dump.request(line(), message);
+                dump.request(line, message);
             }
-            Err(refusal) => dump.unreadable(line(), &held.bytes, refusal),
+            Err(refusal) => dump.unreadable(line, &held.bytes, refusal),
         }
     }
     let (certificate, message) = parsed?;
-    let device_request =
-        DeviceRequest { id: id.to_owned(), certificate, url_params: url_params(head.uri.query().unwrap_or_default())?, tenant: TenantId::default() };
+    let device_request = DeviceRequest {
+        id: line.request_id.to_owned(),
+        certificate,
+        url_params: url_params(head.uri.query().unwrap_or_default())?,
+        tenant: TenantId::default(),
+    };
     Ok(app.service.handle(device_request, message).await?)
 }
 

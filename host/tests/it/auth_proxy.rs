@@ -216,3 +216,27 @@ async fn an_answer_of_any_length_streams_through_and_a_server_that_is_away_is_a_
     assert_eq!((answer.status, &answer.body[..]), (StatusCode::BAD_GATEWAY, &b"Bad Gateway\n"[..]));
     assert!(!server.log().iter().any(|line| line.contains("secret")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_does_not_take_a_part_for_the_whole_when_the_other_server_breaks_off() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio_util::task::TaskTracker::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // The whole request is in one packet; what it is does not matter.
+            let _ = stream.read(&mut [0; 4096]).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\na part").await.unwrap();
+        }
+    });
+    let authority = Authority::new(76).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--auth-proxy-url", &url]);
+    let server = home.start();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let headers = device.prepare(Message::raw_report(&b""[..])).unwrap().headers;
+    let broken = connection.request(Method::GET, "/authproxy/foo".parse().unwrap(), headers, Bytes::new()).await;
+    assert!(broken.is_err_and(|error| error.is_transport()));
+    assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty(), "the server goes on");
+}
