@@ -24,6 +24,8 @@ use wasmdm_service::core::{Core, Options};
 use wasmdm_service::declarative_management::DeclarativeManagement;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::pusher::Pusher;
+use wasmdm_service::return_to_service::ReturnToService;
+use wasmdm_service::token_source::TokenSource;
 use wasmdm_storage::{OpenOptions, Storage};
 
 use crate::config::{ApiKeySource, Config, IdentitySource};
@@ -108,8 +110,15 @@ impl RunningServer {
             None => None,
         };
         let (poll_listener, polls) = Webhooks::polls(&config.webhooks);
-        let options =
-            Options { declarative_management, poll_listener: Some(poll_listener), zero_length_digest_challenge: config.zero_length_digest_challenge };
+        let answers = plugins.answers();
+        let options = Options {
+            declarative_management,
+            poll_listener: Some(poll_listener),
+            token_source: Some(Arc::clone(&answers) as Arc<dyn TokenSource>),
+            return_to_service: Some(Arc::clone(&answers) as Arc<dyn ReturnToService>),
+            user_authentication: Some(answers),
+            zero_length_digest_challenge: config.zero_length_digest_challenge,
+        };
         let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy(), options);
         let app = Arc::new(App {
             service: Arc::new(CertificateBinding::new(storage.clone(), Arc::new(core))),

@@ -4,6 +4,7 @@
 
 mod alternating_builds;
 mod api;
+mod check_in_answers;
 mod declarative_management;
 mod demo;
 mod devices;

@@ -3,6 +3,7 @@
 //! A message goes through the layers of [`Service`] from the outside in: [`certificate_binding::CertificateBinding`] asks whether the
 //! certificate is the enrollment's, [`core::Core`] applies the rule of the message. Events leave by [`outbox::Outbox`].
 
+pub mod asker;
 pub mod certificate_binding;
 pub mod clock;
 pub mod core;
@@ -11,9 +12,13 @@ pub mod enrollment_policy;
 pub mod in_flight;
 pub mod message;
 pub mod outbox;
+pub mod owned_answer;
 pub mod pusher;
 pub mod reply;
+pub mod return_to_service;
 pub mod subscriber;
+pub mod token_source;
+pub mod user_authentication;
 
 use futures_util::future::BoxFuture;
 

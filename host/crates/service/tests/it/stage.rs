@@ -31,12 +31,16 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn new() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
         let home = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(Timestamp::from_millis(1_800_000_000_000));
         let url = format!("sqlite://{}", home.path().join("test.sqlite").display());
         let storage = Storage::open(OpenOptions { url, now: wasmdm_service::clock::Clock::now(&clock) }).await.unwrap();
         let policy = Arc::new(ScriptedPolicy::default());
-        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>, Options::default());
+        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>, options);
         let service = CertificateBinding::new(storage.clone(), Arc::new(core));
         Self { storage, clock, policy, authority: Authority::new(1).unwrap(), service, _home: home }
     }
