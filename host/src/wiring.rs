@@ -24,6 +24,8 @@ use wasmdm_service::core::{Core, Options};
 use wasmdm_service::declarative_management::DeclarativeManagement;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::pusher::Pusher;
+use wasmdm_service::return_to_service::ReturnToService;
+use wasmdm_service::token_source::TokenSource;
 use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
@@ -127,9 +129,13 @@ impl RunningServer {
             None => None,
         };
         let (poll_listener, polls) = Webhooks::polls(&config.webhooks);
+        let answers = plugins.answers();
         let options = Options {
             declarative_management,
             poll_listener: Some(poll_listener),
+            token_source: Some(Arc::clone(&answers) as Arc<dyn TokenSource>),
+            return_to_service: Some(Arc::clone(&answers) as Arc<dyn ReturnToService>),
+            user_authentication: Some(answers),
             zero_length_digest_challenge: config.zero_length_digest_challenge,
             re_enroll: config.re_enroll,
             certificates_may_be_shared: config.binding.only_warn,

@@ -38,6 +38,22 @@ commands = ["enqueue:DeviceInformation", "enqueue:SecurityInfo"]
 const GRANT: &str = "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\nenrollments = [\"read\"]\n\
     commands = [\"enqueue:DeviceInformation\", \"enqueue:SecurityInfo\"]\n";
 
+/// Of the guest that answers check-ins, which keeps what it is handed as well.
+const ANSWERING: &str = r#"[plugin]
+name = "answering"
+version = "1.0.0"
+wasm = "plugin.wasm"
+
+[hooks.user-authentication]
+[hooks.token-source]
+services = ["com.apple.maid", "com.apple.watch.pairing"]
+[hooks.return-to-service]
+
+[requests]
+kv = true
+"#;
+const ANSWERING_GRANT: &str = "enabled = true\n[limits]\nanswer = \"20s\"\ncpu = \"2s\"\n[grants]\nkv = { bytes = \"16MiB\" }\n";
+
 /// The plugin of `host/tests/recorder`, built from source.
 fn recorder() -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorder");
@@ -95,11 +111,15 @@ impl Contract {
 
 /// What the recorder was handed so far, by key.
 async fn recorded(server: &Server) -> BTreeMap<String, Json> {
+    recorded_by(server, "recorder").await
+}
+
+async fn recorded_by(server: &Server, plugin: &str) -> BTreeMap<String, Json> {
     let (tenant, mut found) = (TenantId::default(), BTreeMap::new());
     loop {
         let after = found.last_key_value().map(|(key, _): (&String, &Json)| key.clone());
         let now = wasmdm_service::clock::Clock::now(&server.clock);
-        let pairs = server.running.storage.kv_scan(&tenant, "recorder", "", after.as_deref(), 100, now).await.unwrap();
+        let pairs = server.running.storage.kv_scan(&tenant, plugin, "", after.as_deref(), 100, now).await.unwrap();
         if pairs.is_empty() {
             return found;
         }
@@ -167,7 +187,10 @@ async fn live(server: &Server, authority: &Authority) {
             let again = device.token_update().unwrap();
             device.insist(&mut connection, again).await.unwrap();
             // Answered or refused: what matters is what it makes the server tell.
-            let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), device.return_to_service()];
+            let parameters =
+                [("SecurityToken", "hush"), ("PhoneUDID", "P"), ("WatchUDID", "W")].map(|(key, value)| (key.to_owned(), Value::from(value)));
+            let watch = device.get_token_with("com.apple.watch.pairing", parameters.into_iter().collect());
+            let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), watch, device.return_to_service()];
             for message in others.into_iter().chain([device.user_authenticate(None), device.get_bootstrap_token()]) {
                 device.send(&mut connection, message.unwrap()).await.unwrap();
             }
@@ -243,9 +266,36 @@ async fn what_a_plugin_is_handed_is_what_the_schemas_say() {
     let authority = Authority::new(111).unwrap();
     let (recorder, monitored) = (recorder(), format!("mode = \"monitor\"\n{GRANT}"));
     let observer = MANIFEST.replace("\"recorder\"", "\"observer\"");
-    let server = Server::start(&authority, &[("recorder", MANIFEST, &recorder, GRANT), ("observer", &observer, &recorder, &monitored)]).await;
+    let answering = wasmdm_testkit::guests::build("answering");
+    let plugins: [(&str, &str, &[u8], &str); 3] = [
+        ("recorder", MANIFEST, &recorder, GRANT),
+        ("observer", &observer, &recorder, &monitored),
+        ("answering", ANSWERING, &answering, ANSWERING_GRANT),
+    ];
+    let server = Server::start(&authority, &plugins).await;
     live(&server, &authority).await;
     let recorded = recorded(&server).await;
+
+    let mut answers = BTreeSet::new();
+    for (key, handed) in recorded_by(&server, "answering").await.iter().filter(|(key, _)| !key.starts_with("challenge/")) {
+        contract.check(&["call_info_facts"], &handed["call"]);
+        contract.check(&["enrollment_facts"], &handed["enrollment"]);
+        let kind = key.split('/').next().unwrap();
+        let (message_type, document) = match kind {
+            "login" => ("UserAuthenticate", Some(("user_authentication_message", "message"))),
+            "token" => ("GetToken", Some(("token_parameters", "parameters"))),
+            "return" => ("ReturnToService", None),
+            _ => panic!("{key} is nothing that the guest keeps"),
+        };
+        assert_eq!(handed["call"]["message_type"], message_type);
+        if let Some((schema, member)) = document {
+            contract.check(&[schema], &handed[member]);
+        }
+        answers.insert(kind.to_owned());
+    }
+    assert_eq!(answers.into_iter().collect::<Vec<_>>(), ["login", "return", "token"]);
+    // What only the one who makes the token gets.
+    assert!(!recorded.values().any(|handed| handed.to_string().contains("hush")));
 
     let mut decisions = 0;
     for (key, handed) in &recorded {

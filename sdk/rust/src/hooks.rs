@@ -12,6 +12,68 @@ pub use crate::bindings::lifecycle::exports::wasmdm::plugin::lifecycle::Guest as
 /// already. A deny is answered with 403; a failure with 503, and the device tries again.
 pub use crate::bindings::enrollment_policy::exports::wasmdm::plugin::enrollment_policy::Guest as EnrollmentPolicy;
 
+/// Says who a user of a Mac is, and gives the token with which the user's channel goes on. One plugin of a tenant has it.
+///
+/// `answer` gets the message (redacted) and the digest, which is absent in the first of the two messages. A failure
+/// declines the user until the next login.
+///
+/// ```
+/// use wasmdm_plugin::{CallInfo, Decision, Enrollment, Failure, Input, UserAuthentication, crypto, kv};
+///
+/// struct Directory;
+///
+/// # fn is_right(_user: &str, _challenge: &[u8], _digest: &str) -> bool { true }
+/// impl UserAuthentication for Directory {
+///     fn answer(_: CallInfo, who: Enrollment, _: Input, digest: Option<String>) -> Result<Decision, Failure> {
+///         let key = format!("challenge/{}", who.id);
+///         let Some(digest) = digest else {
+///             let nonce: String = crypto::random(8)?.iter().map(|byte| format!("{byte:02x}")).collect();
+///             let challenge = format!("Digest realm=\"school\", nonce=\"{nonce}\"");
+///             kv::put_for(&key, challenge.as_bytes(), 300)?;
+///             return Ok(Decision::challenge(challenge));
+///         };
+///         let Some(challenge) = kv::get(&key)? else { return Ok(Decision::reject()) };
+///         kv::remove(&key)?;
+///         let user = who.read_facts()?.user_short_name.unwrap_or_default();
+///         Ok(if is_right(&user, &challenge, &digest) { Decision::auth_token("a token of this user") } else { Decision::reject() })
+///     }
+/// }
+///
+/// wasmdm_plugin::export!(Directory: UserAuthentication);
+/// # fn main() {}
+/// ```
+pub use crate::bindings::user_authentication::exports::wasmdm::plugin::user_authentication::Guest as UserAuthentication;
+
+/// Makes tokens that devices ask for with GetToken. The manifest names the service types, and each has one plugin of a
+/// tenant.
+///
+/// `get_token` gets the service type and `TokenParameters` as JSON, whole. Without a token the device is answered 400; a
+/// failure is answered 503, and the device tries again.
+///
+/// ```
+/// use wasmdm_plugin::{CallInfo, Enrollment, Failure, TokenSource, config};
+///
+/// struct Tokens;
+///
+/// impl TokenSource for Tokens {
+///     fn get_token(_: CallInfo, who: Enrollment, _: String, _: Option<String>) -> Result<Option<Vec<u8>>, Failure> {
+///         let tokens: std::collections::BTreeMap<String, String> = config()?;
+///         let serial = who.read_facts()?.serial_number.unwrap_or_default();
+///         Ok(tokens.get(&serial).map(|token| token.clone().into_bytes()))
+///     }
+/// }
+///
+/// wasmdm_plugin::export!(Tokens: TokenSource);
+/// # fn main() {}
+/// ```
+pub use crate::bindings::token_source::exports::wasmdm::plugin::token_source::Guest as TokenSource;
+
+/// Says with what a device returns to service that is about to erase itself. One plugin of a tenant has it.
+///
+/// `configuration` answers Apple's dictionary as JSON: [`return_to_service`](crate::return_to_service) makes it. Without
+/// one the device does not return; a failure is answered 503, and the device tries again.
+pub use crate::bindings::return_to_service::exports::wasmdm::plugin::return_to_service::Guest as ReturnToService;
+
 /// Answers events with commands for the enrollment that the event is about.
 ///
 /// The returned commands are the only effect of `generate`, and are queued once per event however often it is delivered.
@@ -71,6 +133,15 @@ macro_rules! __export_hook {
     ($plugin:ident, EnrollmentPolicy) => {
         $crate::__export_in!($plugin, enrollment_policy, EnrollmentPolicy);
     };
+    ($plugin:ident, UserAuthentication) => {
+        $crate::__export_in!($plugin, user_authentication, UserAuthentication);
+    };
+    ($plugin:ident, TokenSource) => {
+        $crate::__export_in!($plugin, token_source, TokenSource);
+    };
+    ($plugin:ident, ReturnToService) => {
+        $crate::__export_in!($plugin, return_to_service, ReturnToService);
+    };
     ($plugin:ident, EventCommands) => {
         $crate::__export_in!($plugin, event_commands, EventCommands);
     };
@@ -84,7 +155,8 @@ macro_rules! __export_hook {
         compile_error!(concat!(
             "`",
             stringify!($other),
-            "` is no hook: there are Lifecycle, EnrollmentPolicy, EventCommands, EventSink and Schedule"
+            "` is no hook: there are Lifecycle, EnrollmentPolicy, UserAuthentication, TokenSource, ReturnToService, \
+             EventCommands, EventSink and Schedule"
         ));
     };
 }

@@ -49,6 +49,7 @@ pub mod log;
 #[cfg(not(target_family = "wasm"))]
 pub mod mock;
 pub mod plist;
+pub mod return_to_service;
 pub mod runtime;
 pub mod timers;
 
@@ -57,7 +58,7 @@ pub use bindings::capabilities::wasmdm::plugin::types::{
 };
 pub use config::read as config;
 pub use document::{CertificateFacts, CommandData, EventData, Facts};
-pub use hooks::{EnrollmentPolicy, EventCommands, EventSink, Lifecycle, Schedule};
+pub use hooks::{EnrollmentPolicy, EventCommands, EventSink, Lifecycle, ReturnToService, Schedule, TokenSource, UserAuthentication};
 pub use serde_json;
 
 /// Milliseconds since the Unix epoch, UTC.

@@ -9,7 +9,11 @@ use tracing::Instrument;
 use uuid::Uuid;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
+use wasmdm_service::asker::Asker;
 use wasmdm_service::enrollment_policy::Candidate;
+use wasmdm_service::return_to_service::Configuration;
+use wasmdm_service::token_source::{ServiceToken, TokenRequest};
+use wasmdm_service::user_authentication::{Login, UserVerdict};
 use wasmdm_storage::effects::PluginEffects;
 use wasmdm_storage::events::Event;
 use wasmtime::component::{Instance, ResourceTable};
@@ -35,6 +39,12 @@ pub enum Request<'a> {
     ValidateConfig { document: &'a str },
     /// `enrollment-policy`, within what is left of the chain's time.
     Decide { candidate: &'a Candidate, within: Duration },
+    /// `user-authentication`, within what is left of the answer's time, like the next two.
+    Authenticate { login: &'a Login, within: Duration },
+    /// `token-source`.
+    Token { asked: &'a TokenRequest, within: Duration },
+    /// `return-to-service`.
+    ReturnToService { asker: &'a Asker, within: Duration },
     /// `event-commands`.
     Generate { event: &'a Event, attempt: u32 },
     /// `event-sink`.
@@ -48,9 +58,32 @@ impl Request<'_> {
         match self {
             Self::Probe | Self::ValidateConfig { .. } => Hook::Lifecycle,
             Self::Decide { .. } => Hook::EnrollmentPolicy,
+            Self::Authenticate { .. } => Hook::UserAuthentication,
+            Self::Token { .. } => Hook::TokenSource,
+            Self::ReturnToService { .. } => Hook::ReturnToService,
             Self::Generate { .. } => Hook::EventCommands,
             Self::Handle { .. } => Hook::EventSink,
             Self::Tick { .. } => Hook::Schedule,
+        }
+    }
+
+    /// Of a check-in that a plugin answers: who asks, and the kind of message.
+    const fn asker(&self) -> Option<(&Asker, &'static str)> {
+        match self {
+            Self::Authenticate { login, .. } => Some((&login.asker, "UserAuthenticate")),
+            Self::Token { asked, .. } => Some((&asked.asker, "GetToken")),
+            Self::ReturnToService { asker, .. } => Some((asker, "ReturnToService")),
+            _ => None,
+        }
+    }
+
+    /// The time that whoever asks has left, where it is less than the limit.
+    const fn within(&self) -> Option<Duration> {
+        match self {
+            Self::Decide { within, .. } | Self::Authenticate { within, .. } | Self::Token { within, .. } | Self::ReturnToService { within, .. } => {
+                Some(*within)
+            }
+            _ => None,
         }
     }
 
@@ -58,6 +91,10 @@ impl Request<'_> {
         match self {
             Self::Probe | Self::ValidateConfig { .. } => None,
             Self::Decide { candidate, .. } => Some(Caller::Certificate(candidate.certificate.identity)),
+            // A device can make up as many users as it likes.
+            Self::Authenticate { .. } | Self::Token { .. } | Self::ReturnToService { .. } => {
+                self.asker().map(|(asker, _)| Caller::Enrollment(asker.enrollment.device().clone()))
+            }
             Self::Generate { event, .. } | Self::Handle { event, .. } | Self::Tick { event, .. } => {
                 event.who.as_ref().map(|who| Caller::Enrollment(who.id.clone()))
             }
@@ -83,6 +120,10 @@ impl Request<'_> {
                 }
                 facts
             }
+            Self::Authenticate { .. } | Self::Token { .. } | Self::ReturnToService { .. } => match self.asker() {
+                Some((asker, message_type)) => serde_json::json!({ "message_type": message_type, "request_id": asker.request_id }),
+                None => serde_json::json!({}),
+            },
             Self::Generate { event, attempt } | Self::Handle { event, attempt } | Self::Tick { event, attempt } => {
                 serde_json::json!({ "attempt": attempt, "topic": event.topic, "hops": event.hops })
             }
@@ -157,7 +198,7 @@ impl Observations {
 }
 
 /// How a call ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
     Answered(Answer),
     /// The plugin said itself that it could not.
@@ -184,10 +225,13 @@ pub enum Outcome {
 }
 
 /// An answer that counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Answer {
     Nothing,
     Decision(Decision),
+    User(UserVerdict),
+    Token(Option<ServiceToken>),
+    ReturnToService(Option<Configuration>),
 }
 
 /// What an enrollment policy says.
@@ -396,6 +440,9 @@ enum Arguments {
     Probe,
     ValidateConfig { document: String },
     Decide { who: wit::Enrollment, message: wit::Input, re_enrolling: bool },
+    Authenticate { who: wit::Enrollment, message: wit::Input, digest_response: Option<String> },
+    Token { who: wit::Enrollment, service_type: String, parameters: Option<String> },
+    ReturnToService { who: wit::Enrollment },
     Generate(wit::Event),
     Handle(wit::Event),
     Tick(contract::Tick),
@@ -411,6 +458,18 @@ impl Arguments {
                 message: contract::input(&wasmdm_protocol::json::to_redacted_json(&candidate.message), input),
                 re_enrolling: candidate.re_enrolling,
             },
+            Request::Authenticate { login, .. } => Self::Authenticate {
+                who: contract::asker(&login.asker),
+                message: contract::input(&wasmdm_protocol::json::to_redacted_json(&login.message), input),
+                digest_response: login.digest_response.clone(),
+            },
+            Request::Token { asked, .. } => Self::Token {
+                who: contract::asker(&asked.asker),
+                service_type: asked.service_type.clone(),
+                // Whole: whoever makes the token needs what Apple has it made of.
+                parameters: asked.parameters.as_ref().map(|parameters| wasmdm_protocol::json::to_json(parameters).to_string()),
+            },
+            Request::ReturnToService { asker, .. } => Self::ReturnToService { who: contract::asker(asker) },
             Request::Generate { event, attempt } => Self::Generate(contract::event(event, attempt, input)),
             Request::Handle { event, attempt } => Self::Handle(contract::event(event, attempt, input)),
             Request::Tick { event, .. } => Self::Tick(contract::Tick::of(event)),
@@ -422,6 +481,9 @@ impl Arguments {
 enum Returned {
     Nothing,
     Decision(wit::Decision),
+    User(wit::Decision),
+    Token(Option<Vec<u8>>),
+    ReturnToService(Option<String>),
     Commands(Vec<wit::NewCommand>),
 }
 
@@ -456,7 +518,7 @@ impl LinkedPlugin {
         };
         let Some(settings) = settings else { return not_asked(id, Outcome::NotServed) };
         let mut wall = settings.limits.wall(hook);
-        if let Request::Decide { within, .. } = request {
+        if let Some(within) = request.within() {
             wall = wall.min(within);
         }
         let ends = began + wall;
@@ -601,6 +663,24 @@ impl LinkedPlugin {
                 let answer = guest.call_decide(&mut *store, call, who, message, *re_enrolling).await?;
                 Ok(answer.map(Returned::Decision))
             }
+            Arguments::Authenticate { who, message, digest_response } => {
+                let guest = found(self.indices.user_authentication.as_ref())?.load(&mut *store, &instance)?;
+                *reached = Stage::Running;
+                let answer = guest.call_answer(&mut *store, call, who, message, digest_response.as_deref()).await?;
+                Ok(answer.map(Returned::User))
+            }
+            Arguments::Token { who, service_type, parameters } => {
+                let guest = found(self.indices.token_source.as_ref())?.load(&mut *store, &instance)?;
+                *reached = Stage::Running;
+                let answer = guest.call_get_token(&mut *store, call, who, service_type, parameters.as_ref()).await?;
+                Ok(answer.map(Returned::Token))
+            }
+            Arguments::ReturnToService { who } => {
+                let guest = found(self.indices.return_to_service.as_ref())?.load(&mut *store, &instance)?;
+                *reached = Stage::Running;
+                let answer = guest.call_configuration(&mut *store, call, who).await?;
+                Ok(answer.map(Returned::ReturnToService))
+            }
             Arguments::Generate(event) => {
                 let guest = found(self.indices.event_commands.as_ref())?.load(&mut *store, &instance)?;
                 *reached = Stage::Running;
@@ -629,6 +709,15 @@ impl LinkedPlugin {
         }
         if let Some(found) = &indices.enrollment_policy {
             typed(Hook::EnrollmentPolicy, found.load(&mut *store, instance))?;
+        }
+        if let Some(found) = &indices.user_authentication {
+            typed(Hook::UserAuthentication, found.load(&mut *store, instance))?;
+        }
+        if let Some(found) = &indices.token_source {
+            typed(Hook::TokenSource, found.load(&mut *store, instance))?;
+        }
+        if let Some(found) = &indices.return_to_service {
+            typed(Hook::ReturnToService, found.load(&mut *store, instance))?;
         }
         if let Some(found) = &indices.event_commands {
             typed(Hook::EventCommands, found.load(&mut *store, instance))?;
@@ -731,6 +820,25 @@ impl State {
                     return Err(Outcome::OutputTooLarge);
                 }
                 Answer::Decision(contract::decision_in(decision).map_err(Outcome::Failure)?)
+            }
+            Returned::User(decision) => {
+                if contract::size_of_decision(&decision) > limit {
+                    return Err(Outcome::OutputTooLarge);
+                }
+                let first = matches!(request, Request::Authenticate { login, .. } if login.digest_response.is_none());
+                Answer::User(contract::user_verdict_in(&decision, first).map_err(Outcome::Failure)?)
+            }
+            Returned::Token(token) => {
+                if token.as_ref().map_or(0, Vec::len) > limit {
+                    return Err(Outcome::OutputTooLarge);
+                }
+                Answer::Token(token.map(contract::token_in).transpose().map_err(Outcome::Failure)?)
+            }
+            Returned::ReturnToService(configuration) => {
+                if configuration.as_ref().map_or(0, String::len) > limit {
+                    return Err(Outcome::OutputTooLarge);
+                }
+                Answer::ReturnToService(configuration.as_deref().map(contract::configuration_in).transpose().map_err(Outcome::Failure)?)
             }
             Returned::Commands(commands) => {
                 if contract::size_of_commands(&commands) > limit {

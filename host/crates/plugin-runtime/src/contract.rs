@@ -7,7 +7,11 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_protocol::{json as plist_json, plist};
+use wasmdm_service::asker::Asker;
 use wasmdm_service::enrollment_policy::Candidate;
+use wasmdm_service::return_to_service::Configuration;
+use wasmdm_service::token_source::ServiceToken;
+use wasmdm_service::user_authentication::UserVerdict;
 use wasmdm_storage::commands::CommandStatus;
 use wasmdm_storage::events::{EnrollmentRecord, Event};
 
@@ -16,6 +20,8 @@ use crate::call::{Decision, Failure};
 
 /// Bytes of a reason, as it goes to devices, log and audit.
 const MAX_REASON: usize = 1_000;
+/// Bytes of a challenge and of a user's token: the device sends the token with each message of the user's channel.
+const MAX_CHALLENGE: usize = 4 << 10;
 /// Tags of one enrollment that a decision or a call may set, and bytes of one.
 pub(crate) const MAX_TAGS: usize = 32;
 pub(crate) const MAX_TAG: usize = 128;
@@ -66,6 +72,17 @@ pub(crate) fn enrollment(record: &EnrollmentRecord) -> wit::Enrollment {
         kind: record.kind.as_str().to_owned(),
         topic: record.topic.clone(),
         facts: record.facts.to_string(),
+    }
+}
+
+/// Who waits for an answer.
+pub(crate) fn asker(asker: &Asker) -> wit::Enrollment {
+    wit::Enrollment {
+        id: asker.enrollment.id.as_str().to_owned(),
+        parent_id: asker.enrollment.parent.as_ref().map(|id| id.as_str().to_owned()),
+        kind: asker.enrollment.kind.as_str().to_owned(),
+        topic: asker.topic.clone(),
+        facts: asker.facts.to_string(),
     }
 }
 
@@ -177,6 +194,47 @@ pub(crate) fn decision_in(decision: wit::Decision) -> Result<Decision, Failure> 
         "quarantine" => Ok(Decision::Quarantine { tags: tags(decision.detail.as_deref())?, reason }),
         "deny" => Ok(Decision::Deny { reason }),
         other => Err(invalid(format!("unknown verdict `{}`", printable(other, 64)))),
+    }
+}
+
+/// What is said of a user. A verdict that does not answer the message is a failure: a device could do nothing with it.
+pub(crate) fn user_verdict_in(decision: &wit::Decision, first: bool) -> Result<UserVerdict, Failure> {
+    match (decision.verdict.as_str(), first) {
+        ("abstain", _) => Ok(UserVerdict::Abstain),
+        ("decline", _) => Ok(UserVerdict::Decline),
+        ("no-challenge", true) => Ok(UserVerdict::NoChallenge),
+        ("challenge", true) => Ok(UserVerdict::Challenge(text_of(decision.detail.as_deref(), "DigestChallenge")?)),
+        ("auth-token", false) => Ok(UserVerdict::AuthToken(text_of(decision.detail.as_deref(), "AuthToken")?)),
+        ("reject", false) => Ok(UserVerdict::Reject),
+        (verdict @ ("no-challenge" | "challenge"), false) => {
+            Err(invalid(format!("`{verdict}` answers a message without a digest, and this one has it")))
+        }
+        (verdict @ ("auth-token" | "reject"), true) => Err(invalid(format!("`{verdict}` answers a digest, and this message has none"))),
+        (other, _) => Err(invalid(format!("unknown verdict `{}`", printable(other, 64)))),
+    }
+}
+
+/// The one string in a decision's detail. Never repeated in a failure: it may be a secret.
+fn text_of(detail: Option<&str>, key: &str) -> Result<String, Failure> {
+    let detail: Option<Value> = detail.and_then(|detail| serde_json::from_str(detail).ok());
+    let text = detail.as_ref().and_then(|detail| detail.get(key)).and_then(Value::as_str);
+    match text {
+        Some(text) if !text.is_empty() && text.len() <= MAX_CHALLENGE && !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        Some(_) => Err(invalid(format!("detail.{key}: 1 to {MAX_CHALLENGE} bytes, no control characters"))),
+        None => Err(invalid(format!("detail.{key}: is missing, or is no string"))),
+    }
+}
+
+pub(crate) fn token_in(token: Vec<u8>) -> Result<ServiceToken, Failure> {
+    ServiceToken::new(token.into()).map_err(|problem| invalid(problem.to_owned()))
+}
+
+pub(crate) fn configuration_in(document: &str) -> Result<Configuration, Failure> {
+    let document: Value = serde_json::from_str(document).map_err(|_| invalid(String::from("the configuration is no JSON")))?;
+    match plist_json::from_json(&document) {
+        Ok(plist::Value::Dictionary(keys)) => Configuration::new(keys).map_err(invalid),
+        Ok(_) => Err(invalid(String::from("the configuration is not a dictionary"))),
+        Err(error) => Err(invalid(format!("the configuration is no property list: {error}"))),
     }
 }
 

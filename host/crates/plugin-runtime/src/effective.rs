@@ -18,6 +18,8 @@ pub struct Effective {
     pub order: i32,
     /// What a failure of a hook means, where it differs from [`Hook::default_on_failure`]. Only decision hooks have a choice.
     pub on_failure: BTreeMap<Hook, OnFailure>,
+    /// The service types that its `token-source` answers.
+    pub token_services: BTreeSet<String>,
     /// The tenants that the plugin serves; `None`: all.
     pub tenants: Option<BTreeSet<TenantId>>,
     /// Of every tenant that has no overlay.
@@ -28,7 +30,14 @@ pub struct Effective {
 
 impl Default for Effective {
     fn default() -> Self {
-        Self { order: 100, on_failure: BTreeMap::new(), tenants: None, settings: Settings::default(), overlays: BTreeMap::new() }
+        Self {
+            order: 100,
+            on_failure: BTreeMap::new(),
+            token_services: BTreeSet::new(),
+            tenants: None,
+            settings: Settings::default(),
+            overlays: BTreeMap::new(),
+        }
     }
 }
 
@@ -246,6 +255,8 @@ impl Default for Limits {
 pub struct WallLimits {
     /// `enrollment-policy`.
     pub decision: Duration,
+    /// `user-authentication`, `token-source` and `return-to-service`.
+    pub answer: Duration,
     /// `event-commands` and `event-sink`.
     pub event: Duration,
     pub schedule: Duration,
@@ -256,6 +267,7 @@ impl Default for WallLimits {
     fn default() -> Self {
         Self {
             decision: Duration::from_millis(250),
+            answer: Duration::from_millis(500),
             event: Duration::from_secs(30),
             schedule: Duration::from_mins(1),
             lifecycle: Duration::from_secs(1),
@@ -292,6 +304,7 @@ impl Limits {
         match hook {
             Hook::Lifecycle => self.wall.lifecycle,
             Hook::EnrollmentPolicy => self.wall.decision,
+            Hook::UserAuthentication | Hook::TokenSource | Hook::ReturnToService => self.wall.answer,
             Hook::EventCommands | Hook::EventSink => self.wall.event,
             Hook::Schedule => self.wall.schedule,
         }

@@ -1,19 +1,16 @@
 //! Asks the plugins with the hook `enrollment-policy`, in their order, and makes one verdict of what they say.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use wasmdm_protocol::enrollment::EnrollmentId;
-use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock;
 use wasmdm_service::enrollment_policy::{Candidate, EnrollmentPolicy, PolicyAnswer, Verdict};
 use wasmdm_storage::audit::AuditRow;
 use wasmdm_storage::effects::DecisionEffects;
 
+use crate::audit_rates::AuditRates;
 use crate::call::{Answer, Called, Decision, Outcome, Request};
 use crate::contract;
 use crate::effective::{Mode, OnFailure};
@@ -110,7 +107,7 @@ impl Chain<'_> {
         let decision = match called.outcome {
             Outcome::Answered(Answer::Decision(decision)) => decision,
             // A hook of this interface returns nothing else.
-            Outcome::Answered(Answer::Nothing) => Decision::Abstain,
+            Outcome::Answered(_) => Decision::Abstain,
             outcome => {
                 tracing::warn!(call = %called.id, "Plugin {} could not decide about an enrollment: {outcome}", identity.name);
                 self.record(&speaker, "failure", Some(&outcome.to_string()));
@@ -231,60 +228,4 @@ impl Chain<'_> {
 /// What a plugin that could not decide means for the device.
 fn failed(name: &str, label: &str, on_failure: OnFailure, monitored: bool) -> Option<Verdict> {
     (on_failure == OnFailure::Closed && !monitored).then(|| Verdict::Unavailable { reason: format!("plugin {name} could not decide ({label})") })
-}
-
-/// Rows of one plugin in a minute.
-const ROWS_PER_PLUGIN: u32 = 100;
-/// Rows of one plugin about one enrollment in a minute.
-const ROWS_PER_ENROLLMENT: u32 = 10;
-const MINUTE: Duration = Duration::from_mins(1);
-
-/// Keeps a device that asks again and again from filling the audit.
-#[derive(Debug, Default)]
-struct AuditRates {
-    plugins: Mutex<HashMap<String, Minute>>,
-}
-
-/// Bounded by [`ROWS_PER_PLUGIN`]: who gets no row is not remembered.
-#[derive(Debug, Default)]
-struct Minute {
-    began: Timestamp,
-    rows: u32,
-    by_enrollment: HashMap<EnrollmentId, u32>,
-}
-
-impl AuditRates {
-    fn permits(&self, plugin: &str, id: &EnrollmentId, now: Timestamp) -> bool {
-        let mut plugins = self.plugins.lock();
-        let minute = plugins.entry(plugin.to_owned()).or_default();
-        if now.since(minute.began) >= MINUTE {
-            *minute = Minute { began: now, ..Minute::default() };
-        }
-        if minute.rows >= ROWS_PER_PLUGIN {
-            return false;
-        }
-        let own = minute.by_enrollment.entry(id.clone()).or_default();
-        if *own >= ROWS_PER_ENROLLMENT {
-            return false;
-        }
-        *own = own.saturating_add(1);
-        minute.rows = minute.rows.saturating_add(1);
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn audit_rows_are_limited_by_enrollment_and_by_plugin() {
-        let rates = AuditRates::default();
-        let now = Timestamp::from_millis(1_000_000);
-        let permitted = |plugin: &str, id: &str, now| rates.permits(plugin, &EnrollmentId::new(id), now);
-        assert_eq!((0..50).filter(|_| permitted("a", "D", now)).count(), 10);
-        assert_eq!((0..500).filter(|n| permitted("a", &format!("D{n}"), now)).count(), 90);
-        assert!(permitted("b", "D", now));
-        assert!(permitted("a", "D", now.plus(MINUTE)));
-    }
 }

@@ -1,9 +1,10 @@
 //! Plugins: WebAssembly components, loaded from a directory and called in a sandbox. The only crate that names wasmtime.
 //!
-//! A call goes from [`enrollment_policy`] or [`events`], through the immutable snapshot in [`registry`], to a [`plugin::LinkedPlugin`], which
+//! A call goes from [`enrollment_policy`], [`answers`] or [`events`], through the immutable snapshot in [`registry`], to a [`plugin::LinkedPlugin`], which
 //! makes a fresh instance for it ([`call`]). What the guest may do is in [`effective`], and how it does it in `capabilities`. [`loading`]
 //! turns files into linked plugins and swaps the registry. No plugin is ever trusted with anything.
 
+pub mod answers;
 pub mod call;
 pub mod circuit_breaker;
 pub mod effective;
@@ -17,6 +18,7 @@ pub mod plugin;
 pub mod registry;
 pub mod runtime;
 
+mod audit_rates;
 mod bindings;
 mod capabilities;
 mod contract;

@@ -36,6 +36,7 @@ use wasmdm_service::enrollment_policy::EnrollmentPolicy;
 use wasmdm_service::subscriber::Subscriber;
 use wasmdm_storage::Storage;
 
+use crate::answers::PluginAnswers;
 use crate::effective::Ceilings;
 use crate::egress;
 use crate::engine::{EngineError, Engines};
@@ -171,6 +172,7 @@ impl PluginHost {
             tenants,
             generation: AtomicU64::new(0),
             published: Mutex::default(),
+            owners: Mutex::default(),
             awaited: tokio::sync::Mutex::default(),
         });
         let shown = Arc::new(Shown {
@@ -241,6 +243,11 @@ impl PluginHost {
     /// Who decides about enrollments.
     pub fn policy(&self) -> Arc<dyn EnrollmentPolicy> {
         Arc::new(PluginEnrollmentPolicy::new(self.shown.registry.clone(), Arc::clone(&self.clock)))
+    }
+
+    /// Who answers the check-ins of which one plugin has the answer.
+    pub fn answers(&self) -> Arc<PluginAnswers> {
+        Arc::new(PluginAnswers::new(self.shown.registry.clone(), self.loader.storage.clone(), Arc::clone(&self.clock)))
     }
 
     /// Who gets the events of subscribers named `plugin:…`.

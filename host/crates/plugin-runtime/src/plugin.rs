@@ -12,7 +12,7 @@ use crate::bindings::exports::wasmdm::plugin as exports;
 use crate::call::{Observations, Outcome, Request, Sandbox};
 use crate::circuit_breaker::CircuitBreakers;
 use crate::effective::{Effective, Settings};
-use crate::hook::{CONTRACT_VERSION, Hook, PACKAGE};
+use crate::hook::{CONTRACT_VERSION, Hook, Owned, PACKAGE};
 use crate::runtime::{Runtime, Services};
 use crate::saturation::Places;
 
@@ -82,6 +82,9 @@ impl Shared {
 pub(crate) struct Indices {
     pub(crate) lifecycle: Option<exports::lifecycle::GuestIndices>,
     pub(crate) enrollment_policy: Option<exports::enrollment_policy::GuestIndices>,
+    pub(crate) user_authentication: Option<exports::user_authentication::GuestIndices>,
+    pub(crate) token_source: Option<exports::token_source::GuestIndices>,
+    pub(crate) return_to_service: Option<exports::return_to_service::GuestIndices>,
     pub(crate) event_commands: Option<exports::event_commands::GuestIndices>,
     pub(crate) event_sink: Option<exports::event_sink::GuestIndices>,
     pub(crate) schedule: Option<exports::schedule::GuestIndices>,
@@ -213,6 +216,9 @@ impl Indices {
             match hook {
                 Hook::Lifecycle => indices.lifecycle = Some(exports::lifecycle::GuestIndices::new(pre)?),
                 Hook::EnrollmentPolicy => indices.enrollment_policy = Some(exports::enrollment_policy::GuestIndices::new(pre)?),
+                Hook::UserAuthentication => indices.user_authentication = Some(exports::user_authentication::GuestIndices::new(pre)?),
+                Hook::TokenSource => indices.token_source = Some(exports::token_source::GuestIndices::new(pre)?),
+                Hook::ReturnToService => indices.return_to_service = Some(exports::return_to_service::GuestIndices::new(pre)?),
                 Hook::EventCommands => indices.event_commands = Some(exports::event_commands::GuestIndices::new(pre)?),
                 Hook::EventSink => indices.event_sink = Some(exports::event_sink::GuestIndices::new(pre)?),
                 Hook::Schedule => indices.schedule = Some(exports::schedule::GuestIndices::new(pre)?),
@@ -241,6 +247,15 @@ impl LinkedPlugin {
     /// Whether it has the hook and serves the tenant.
     pub fn answers(&self, tenant: &TenantId, hook: Hook) -> bool {
         self.hooks.contains(&hook) && self.shared.effective.for_tenant(tenant).is_some()
+    }
+
+    /// Whether it has this for the tenant.
+    pub fn owns(&self, tenant: &TenantId, owned: &Owned) -> bool {
+        let has = match owned {
+            Owned::UserAuthentication | Owned::ReturnToService => true,
+            Owned::Token(service) => self.effective().token_services.contains(service),
+        };
+        has && self.answers(tenant, owned.hook())
     }
 
     /// Its circuit breakers.

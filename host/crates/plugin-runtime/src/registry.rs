@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use wasmdm_protocol::enrollment::TenantId;
 
 use crate::effective::OnFailure;
-use crate::hook::Hook;
+use crate::hook::{Hook, Owned};
 use crate::plugin::LinkedPlugin;
 
 /// A snapshot, in the order in which plugins are asked.
@@ -32,6 +32,8 @@ pub struct Missing {
     pub order: i32,
     /// The decision hooks that it would answer, and what its absence means for each.
     pub hooks: BTreeMap<Hook, OnFailure>,
+    /// The service types that its `token-source` would answer; `None`: not known, so that it may be any.
+    pub token_services: Option<BTreeSet<String>>,
     /// `None`: all tenants.
     pub tenants: Option<BTreeSet<TenantId>>,
     /// For log, audit and readiness.
@@ -46,6 +48,15 @@ impl Missing {
         }
         self.hooks.get(&hook).copied()
     }
+
+    /// Whether it would have this for the tenant.
+    pub fn owns(&self, tenant: &TenantId, owned: &Owned) -> bool {
+        let serves = self.on_failure(tenant, owned.hook()).is_some();
+        match owned {
+            Owned::UserAuthentication | Owned::ReturnToService => serves,
+            Owned::Token(service) => serves && self.token_services.as_ref().is_none_or(|services| services.contains(service)),
+        }
+    }
 }
 
 impl Entry {
@@ -54,6 +65,14 @@ impl Entry {
         match self {
             Self::Active(plugin) => &plugin.identity().name,
             Self::Missing(missing) => &missing.name,
+        }
+    }
+
+    /// Whether it has this for the tenant, or should have it.
+    pub fn owns(&self, tenant: &TenantId, owned: &Owned) -> bool {
+        match self {
+            Self::Active(plugin) => plugin.owns(tenant, owned),
+            Self::Missing(missing) => missing.owns(tenant, owned),
         }
     }
 
@@ -79,6 +98,12 @@ impl Registry {
     /// All, by order and name.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.plugins.values()
+    }
+
+    /// Who has this for the tenant. A plugin that is there comes before one that is not: loading sees to it that no two are.
+    pub fn owner(&self, tenant: &TenantId, owned: &Owned) -> Option<&Entry> {
+        let owns = |entry: &&Entry| entry.owns(tenant, owned);
+        self.entries().filter(owns).find(|entry| matches!(entry, Entry::Active(_))).or_else(|| self.entries().find(owns))
     }
 
     /// The active plugin of that name with its scope.

@@ -87,7 +87,7 @@ pub enum CheckIn {
     DeclarativeManagement(DeclarativeManagement),
     /// The device wants a token for a service.
     GetToken(GetToken),
-    /// An erased device asks how to return to service (OS 26).
+    /// A device that is about to erase itself asks how to return to service (OS 26).
     ReturnToService,
 }
 
@@ -277,5 +277,32 @@ pub fn digest_challenge_document(challenge: &str) -> Bytes {
 pub fn bootstrap_token_document(token: &[u8]) -> Bytes {
     let mut answer = Dictionary::new();
     answer.insert("BootstrapToken".into(), Value::Data(token.to_vec()));
+    plist::to_xml(&Value::Dictionary(answer))
+}
+
+/// The answer to a `GetToken`.
+///
+/// ```
+/// let answer = wasmdm_protocol::plist::parse(&wasmdm_protocol::checkin::token_document(b"token"))?;
+/// assert_eq!(answer.as_dictionary().and_then(|answer| answer.get("TokenData")).and_then(|token| token.as_data()), Some(&b"token"[..]));
+/// # Ok::<(), wasmdm_protocol::plist::PlistError>(())
+/// ```
+pub fn token_document(token: &[u8]) -> Bytes {
+    let mut answer = Dictionary::new();
+    answer.insert("TokenData".into(), Value::Data(token.to_vec()));
+    plist::to_xml(&Value::Dictionary(answer))
+}
+
+/// The answer to a `ReturnToService`.
+pub fn return_to_service_document(configuration: Dictionary) -> Bytes {
+    let mut answer = Dictionary::new();
+    answer.insert("ReturnToService".into(), Value::Dictionary(configuration));
+    plist::to_xml(&Value::Dictionary(answer))
+}
+
+/// The answer to the second `UserAuthenticate`; an empty token says that the digest is wrong.
+pub fn auth_token_document(token: &str) -> Bytes {
+    let mut answer = Dictionary::new();
+    answer.insert("AuthToken".into(), Value::String(token.to_owned()));
     plist::to_xml(&Value::Dictionary(answer))
 }

@@ -4,7 +4,9 @@ mod authenticate;
 mod bootstrap_token;
 mod check_out;
 mod declarative_management;
+mod get_token;
 mod report;
+mod return_to_service;
 mod token_update;
 mod user_authenticate;
 
@@ -28,6 +30,9 @@ use crate::enrollment_policy::EnrollmentPolicy;
 use crate::in_flight::InFlight;
 use crate::message::{DeviceRequest, Message};
 use crate::reply::{Refusal, Reply};
+use crate::return_to_service::ReturnToService;
+use crate::token_source::TokenSource;
+use crate::user_authentication::UserAuthentication;
 
 /// Hears of Idle polls, which leave no trace in the database.
 pub trait PollListener: std::fmt::Debug + Send + Sync + 'static {
@@ -56,7 +61,13 @@ pub struct Options {
     pub declarative_management: Option<Arc<dyn DeclarativeManagement>>,
     /// Who hears of polls.
     pub poll_listener: Option<Arc<dyn PollListener>>,
-    /// Users of Macs are managed, without a proof of who they are; otherwise they are declined.
+    /// Who makes tokens for services; without it, 400.
+    pub token_source: Option<Arc<dyn TokenSource>>,
+    /// Who says how a device returns to service; without it, 400.
+    pub return_to_service: Option<Arc<dyn ReturnToService>>,
+    /// Who authenticates users of Macs.
+    pub user_authentication: Option<Arc<dyn UserAuthentication>>,
+    /// Where nobody authenticates users of Macs, they are managed without a proof of who they are; otherwise they are declined.
     pub zero_length_digest_challenge: bool,
     /// What a known device may come back with.
     pub re_enroll: ReEnroll,
@@ -127,10 +138,8 @@ impl Core {
             CheckIn::GetBootstrapToken => self.bootstrap_token(request, message).await,
             CheckIn::UserAuthenticate(user) => self.user_authenticate(request, message, user).await,
             CheckIn::DeclarativeManagement(asked) => self.declarative_management(request, message, asked).await,
-            CheckIn::GetToken(token) => {
-                Err(Refusal::bad_request(format!("TokenServiceType: nobody serves `{}`", token.service_type.escape_default())))
-            }
-            CheckIn::ReturnToService => Err(Refusal::bad_request("MessageType: nobody serves ReturnToService")),
+            CheckIn::GetToken(asked) => self.get_token(request, message, asked).await,
+            CheckIn::ReturnToService => self.return_to_service(request, message).await,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A message goes through the layers of [`Service`] from the outside in: [`certificate_binding::CertificateBinding`] asks whether the
 //! certificate is the enrollment's, [`core::Core`] applies the rule of the message. Events leave by [`outbox::Outbox`].
 
+pub mod asker;
 pub mod auth_proxy;
 pub mod certificate_binding;
 pub mod clock;
@@ -13,9 +14,13 @@ pub mod in_flight;
 pub mod message;
 pub mod migration;
 pub mod outbox;
+pub mod owned_answer;
 pub mod pusher;
 pub mod reply;
+pub mod return_to_service;
 pub mod subscriber;
+pub mod token_source;
+pub mod user_authentication;
 pub mod waker;
 
 use futures_util::future::BoxFuture;

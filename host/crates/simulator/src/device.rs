@@ -20,6 +20,7 @@ use crate::message::{CHECK_IN_CONTENT_TYPE, Message, MessageKind, ReceivedComman
 use crate::signer::{self, SignatureForm};
 
 mod answers;
+mod check_ins;
 
 /// The most commands that one session may deliver: beyond it the server is repeating itself.
 const SESSION_LIMIT: usize = 10_000;

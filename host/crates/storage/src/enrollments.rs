@@ -167,6 +167,22 @@ impl Storage {
         .await
     }
 
+    /// Keeps a user's `UserAuthenticate`. `false`: the channel does not exist yet, and there is nowhere to keep it.
+    pub async fn user_authenticated(&self, tenant: &TenantId, id: &EnrollmentId, raw: Bytes, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id) = (tenant.clone(), id.clone());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, raw) = (tenant.clone(), id.clone(), raw.clone());
+            Box::pin(async move {
+                let known = is_known(tx, &tenant, &id).await?;
+                if known {
+                    store_message(tx, &tenant, &id, "UserAuthenticate", &raw, now).await?;
+                }
+                Ok(Outcome::Commit(known))
+            })
+        })
+        .await
+    }
+
     /// `None` or an empty token deletes it. `false`: unknown enrollment.
     pub async fn set_bootstrap_token(
         &self,

@@ -1,6 +1,21 @@
-//! Keeps every JSON document that it is handed in its key-values, and does little else.
+//! Keeps every JSON document that it is handed in its key-values, and does little else. The guest `answering` does the same at the hooks that
+//! only one plugin can have.
 
-wit_bindgen::generate!({ path: "../../../wit", world: "everything", generate_all });
+wit_bindgen::generate!({
+    path: "../../../wit",
+    inline: r"
+        package wasmdm:guest;
+        world recorder {
+            include wasmdm:plugin/capabilities@0.1.0;
+            export wasmdm:plugin/lifecycle@0.1.0;
+            export wasmdm:plugin/enrollment-policy@0.1.0;
+            export wasmdm:plugin/event-commands@0.1.0;
+            export wasmdm:plugin/event-sink@0.1.0;
+            export wasmdm:plugin/schedule@0.1.0;
+        }
+    ",
+    generate_all,
+});
 
 use exports::wasmdm::plugin::{enrollment_policy, event_commands, event_sink, lifecycle, schedule};
 use wasmdm::plugin::kv::Precondition;

@@ -39,11 +39,15 @@ pub(super) enum KeptState {
     /// It was active, with these hooks, and cannot be loaded.
     Lost {
         hooks: BTreeSet<Hook>,
+        /// Of its `token-source`; `None`: unknown.
+        token_services: Option<BTreeSet<String>>,
         reason: String,
     },
     /// Its directory was removed; until then its subscription keeps its events.
     Removed {
         hooks: BTreeSet<Hook>,
+        /// Of its `token-source`; `None`: unknown.
+        token_services: Option<BTreeSet<String>>,
     },
 }
 
@@ -61,6 +65,8 @@ struct ActiveFile {
 struct RemovedFile {
     removed_at: Timestamp,
     hooks: Vec<String>,
+    #[serde(default)]
+    token_services: Option<BTreeSet<String>>,
 }
 
 /// The directory of kept versions.
@@ -116,43 +122,42 @@ impl KeptVersions {
 
     fn load_one(&self, name: &str) -> Option<KeptState> {
         let directory = self.directory.join(name);
-        let lost = |hooks: BTreeSet<Hook>, problem: String| {
+        let lost = |hooks: BTreeSet<Hook>, token_services: Option<BTreeSet<String>>, problem: String| {
             let reason = format!("its last good version cannot be loaded from the data directory: {problem}");
             warn!(plugin = name, "Plugin {name}: {reason}");
-            Some(KeptState::Lost { hooks, reason })
+            Some(KeptState::Lost { hooks, token_services, reason })
         };
         // What hooks it had is not known then: it may have been a policy.
-        let unknown = || BTreeSet::from([Hook::EnrollmentPolicy]);
+        let unknown = Hook::guards;
         let active = directory.join("active.json");
         // Only a file that is certainly not there was removed; one that cannot be read may be the guard of the door.
         if matches!(active.try_exists(), Ok(false)) {
-            return removed(&directory).map(|file| KeptState::Removed { hooks: hooks_of(&file.hooks) });
+            return removed(&directory).map(|file| KeptState::Removed { hooks: hooks_of(&file.hooks), token_services: file.token_services });
         }
         let content = match read_bounded(&active, 4 * MAX_DOCUMENT) {
             Ok(content) => content,
-            Err(error) => return lost(unknown(), format!("active.json: {error}")),
+            Err(error) => return lost(unknown(), None, format!("active.json: {error}")),
         };
         let file: ActiveFile = match serde_json::from_slice(&content.bytes) {
             Ok(file) => file,
-            Err(error) => return lost(unknown(), format!("active.json: {error}")),
+            Err(error) => return lost(unknown(), None, format!("active.json: {error}")),
         };
         let hooks = hooks_of(&file.hooks);
+        let parsed = file.manifest.as_deref().map_or_else(|| Ok(Manifest::lone(name)), Manifest::parse);
+        let token_services = parsed.as_ref().ok().map(|manifest| manifest.hooks.token_services());
         if !is_sha256(&file.digest) {
-            return lost(hooks, "active.json names no digest".to_owned());
+            return lost(hooks, token_services, "active.json names no digest".to_owned());
         }
         let wasm = match read_bounded(&directory.join(format!("{}.wasm", file.digest)), MAX_COMPONENT) {
             Ok(content) => content.bytes,
-            Err(problem) => return lost(hooks, format!("{}.wasm: {problem}", file.digest)),
+            Err(problem) => return lost(hooks, token_services, format!("{}.wasm: {problem}", file.digest)),
         };
         if sha256_hex(&wasm) != file.digest {
-            return lost(hooks, format!("{}.wasm has changed", file.digest));
+            return lost(hooks, token_services, format!("{}.wasm has changed", file.digest));
         }
-        let manifest = match &file.manifest {
-            None => Manifest::lone(name),
-            Some(text) => match Manifest::parse(text) {
-                Ok(manifest) => manifest,
-                Err(error) => return lost(hooks, error.to_string()),
-            },
+        let manifest = match parsed {
+            Ok(manifest) => manifest,
+            Err(error) => return lost(hooks, None, error.to_string()),
         };
         Some(KeptState::Whole(Box::new(Kept {
             manifest,
@@ -194,12 +199,13 @@ impl KeptVersions {
     }
 
     /// Forgets a version whose directory was removed, but remembers since when.
-    pub(super) fn remove(&self, name: &str, hooks: &BTreeSet<Hook>, now: Timestamp) -> io::Result<()> {
+    pub(super) fn remove(&self, name: &str, hooks: &BTreeSet<Hook>, token_services: Option<&BTreeSet<String>>, now: Timestamp) -> io::Result<()> {
         let directory = self.directory.join(name);
         if !directory.is_dir() {
             return Ok(());
         }
-        write_whole(&directory.join("removed.json"), &[&serde_json::to_vec(&RemovedFile { removed_at: now, hooks: names_of(hooks) })?], true)?;
+        let file = RemovedFile { removed_at: now, hooks: names_of(hooks), token_services: token_services.cloned() };
+        write_whole(&directory.join("removed.json"), &[&serde_json::to_vec(&file)?], true)?;
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             if entry.file_name() != "removed.json" {
@@ -280,9 +286,13 @@ mod tests {
         let kept = KeptVersions::open(data.path()).unwrap();
         kept.store(&keep(&sha256_hex(b"one"), b"one", &BTreeSet::new())).unwrap();
         let hooks = BTreeSet::from([Hook::EventSink]);
-        kept.remove("guard", &hooks, Timestamp::from_millis(5)).unwrap();
+        let services = BTreeSet::from(["com.apple.maid".to_owned()]);
+        kept.remove("guard", &hooks, Some(&services), Timestamp::from_millis(5)).unwrap();
         let loaded = kept.load().unwrap();
-        assert!(matches!(&loaded[..], [(_, KeptState::Removed { hooks: had })] if *had == hooks), "{loaded:?}");
+        assert!(
+            matches!(&loaded[..], [(_, KeptState::Removed { hooks: had, token_services })] if *had == hooks && *token_services == Some(services)),
+            "{loaded:?}"
+        );
         assert_eq!(kept.load_removed().unwrap(), [("guard".to_owned(), Timestamp::from_millis(5))]);
         kept.forget("guard").unwrap();
         kept.forget("guard").unwrap();

@@ -19,7 +19,7 @@ use wasmdm_storage::{Storage, StorageError};
 use wasmtime::component::Component;
 
 use crate::effective::Effective;
-use crate::hook::Hook;
+use crate::hook::{Hook, Owned};
 use crate::plugin::{LinkError, LinkedPlugin, PluginIdentity, link};
 use crate::runtime::Runtime;
 
@@ -52,6 +52,8 @@ pub(super) struct Loader {
     pub(super) generation: AtomicU64,
     /// What is in the database already, by tenant and plugin.
     pub(super) published: Mutex<BTreeMap<(TenantId, String), Published>>,
+    /// What only one plugin of a tenant can have, by plugin: it keeps it until it is removed or disabled.
+    pub(super) owners: Mutex<BTreeMap<String, Claims>>,
     /// Plugins whose kept version is being loaded and may still become active. Who activates, removes or disables a plugin takes its name
     /// away, and the kept version comes too late. Locked while anything of a version is written, so that the last one to write is the one
     /// that counts.
@@ -60,6 +62,8 @@ pub(super) struct Loader {
 
 /// Subscriptions and cron expressions.
 type Published = (Vec<Subscription>, BTreeMap<String, String>);
+
+type Claims = BTreeSet<(TenantId, Owned)>;
 
 /// A version that can be asked.
 #[derive(Debug, Clone)]
@@ -111,6 +115,8 @@ pub(super) struct Report {
     pub(super) fingerprint: Option<[u8; 32]>,
     /// Hooks that the plugin has, or says that it has; `None`: unknown.
     pub(super) hooks: Option<BTreeSet<Hook>>,
+    /// The service types of its `token-source`; `None`: unknown.
+    pub(super) token_services: Option<BTreeSet<String>>,
     pub(super) finished: Finished,
 }
 
@@ -141,6 +147,7 @@ impl Loader {
             digest: None,
             fingerprint: None,
             hooks: None,
+            token_services: None,
             finished: Finished::Unchanged,
         };
         let candidate = self.read(&job, &mut report).await;
@@ -182,6 +189,7 @@ impl Loader {
             }
             report.look = after;
             report.hooks = declared.as_ref().and_then(declared_hooks);
+            report.token_services = declared.as_ref().map(|manifest| manifest.hooks.token_services());
             report.version = declared.map(|manifest| manifest.version.to_string());
             report.digest = candidate.as_ref().ok().map(|candidate| candidate.digest.clone());
             let grant = report.grant.insert(grant?);
@@ -226,6 +234,7 @@ impl Loader {
         };
         let plugin = self.link(&candidate.manifest, &candidate.digest, &component, effective)?;
         report.hooks = Some(plugin.hooks().clone());
+        report.token_services = Some(plugin.effective().token_services.clone());
         check_named_hooks(&candidate.manifest, plugin.hooks())?;
         self.probe(&plugin).await?;
         let Candidate { manifest, manifest_text, wasm, .. } = candidate;
@@ -317,7 +326,7 @@ impl Loader {
         if !awaited.contains(&version.manifest.name) {
             return Err(Rejection::new(Stage::Active, "another version became active meanwhile, or it was removed"));
         }
-        self.write(&version, None).await?;
+        self.claim_and_write(&version, None).await?;
         Ok(version)
     }
 
@@ -360,9 +369,56 @@ impl Loader {
     /// Writes what must be there before the swap.
     async fn publish(&self, version: &Version, wasm: Option<Bytes>) -> Result<(), Rejection> {
         let mut awaited = self.awaited.lock().await;
-        self.write(version, wasm).await?;
+        self.claim_and_write(version, wasm).await?;
         awaited.remove(&version.manifest.name);
         Ok(())
+    }
+
+    async fn claim_and_write(&self, version: &Version, wasm: Option<Bytes>) -> Result<(), Rejection> {
+        let name = &version.manifest.name;
+        let before = self.claim(name, version.plugin.hooks(), version.plugin.effective())?;
+        let written = self.write(version, wasm).await;
+        if written.is_err() {
+            // The version before stays, with what it has.
+            let mut owners = self.owners.lock();
+            match before {
+                Some(before) => owners.insert(name.clone(), before),
+                None => owners.remove(name),
+            };
+        }
+        written
+    }
+
+    /// Takes what only one plugin of a tenant can have, and answers what the plugin had before. An error if another plugin has it.
+    fn claim(&self, name: &str, hooks: &BTreeSet<Hook>, effective: &Effective) -> Result<Option<Claims>, Rejection> {
+        let wanted = self.claims(hooks, effective);
+        let mut owners = self.owners.lock();
+        for (other, has) in owners.iter().filter(|(other, _)| *other != name) {
+            let both: BTreeSet<String> = wanted.intersection(has).map(|(_, owned)| owned.to_string()).collect();
+            if !both.is_empty() {
+                let both = both.into_iter().collect::<Vec<_>>().join(", ");
+                let reason = format!(
+                    "the plugin `{other}` has {both} already, and only one of a tenant can: remove or disable one of the two, or let them serve \
+                     different tenants"
+                );
+                // The other one may go.
+                return Err(Rejection::transient(Stage::Active, reason));
+            }
+        }
+        Ok(owners.insert(name.to_owned(), wanted))
+    }
+
+    /// Of a plugin that was active when the server stopped: nobody takes its place while it is being loaded.
+    pub(super) fn claim_kept(&self, name: &str, kept: &Kept) {
+        let effective = intersection(&kept.manifest, &kept.grant(), &Secrets::new(), &self.surroundings);
+        let claims = self.claims(&kept.hooks, &effective);
+        self.owners.lock().insert(name.to_owned(), claims);
+    }
+
+    fn claims(&self, hooks: &BTreeSet<Hook>, effective: &Effective) -> Claims {
+        let all = Owned::all(hooks, &effective.token_services);
+        let served = self.tenants.iter().filter(|tenant| effective.for_tenant(tenant).is_some());
+        served.flat_map(|tenant| all.iter().map(|owned| (tenant.clone(), owned.clone()))).collect()
     }
 
     /// In this order: subscriptions, so that no event after it is missed (until then they wait, or are handled by the version before); cron
@@ -436,15 +492,19 @@ impl Loader {
     async fn disable(&self, name: &str) -> Result<(), StorageError> {
         let mut awaited = self.awaited.lock().await;
         awaited.remove(name);
+        self.owners.lock().remove(name);
         self.unsubscribe(name).await
     }
 
     /// The plugin's directory is gone: forgets its kept version, but not its hooks, and ends its cron entries. Its subscriptions stay.
-    pub(super) async fn remove(&self, name: &str, hooks: BTreeSet<Hook>) {
+    pub(super) async fn remove(&self, name: &str, hooks: BTreeSet<Hook>, token_services: Option<BTreeSet<String>>) {
         let mut awaited = self.awaited.lock().await;
         awaited.remove(name);
+        self.owners.lock().remove(name);
         let (kept, owned, now) = (self.kept.clone(), name.to_owned(), self.now());
-        let removed = blocking(move || kept.remove(&owned, &hooks, now)).await.and_then(|removed| removed.map_err(|error| error.to_string()));
+        let removed = blocking(move || kept.remove(&owned, &hooks, token_services.as_ref(), now))
+            .await
+            .and_then(|removed| removed.map_err(|error| error.to_string()));
         if let Err(problem) = removed {
             warn!(plugin = %name, "The kept version of plugin {name} cannot be removed: {problem}");
         }
@@ -530,6 +590,9 @@ pub(super) fn declared_hooks(manifest: &Manifest) -> Option<BTreeSet<Hook>> {
     let hooks = [
         (Hook::Lifecycle, named.lifecycle),
         (Hook::EnrollmentPolicy, named.enrollment_policy),
+        (Hook::UserAuthentication, named.user_authentication),
+        (Hook::TokenSource, named.token_source.is_some()),
+        (Hook::ReturnToService, named.return_to_service),
         (Hook::EventSink, named.event_sink.is_some()),
         (Hook::EventCommands, named.event_commands.is_some()),
         (Hook::Schedule, named.schedule.is_some()),
@@ -541,6 +604,11 @@ pub(super) fn declared_hooks(manifest: &Manifest) -> Option<BTreeSet<Hook>> {
 /// A manifest names no hook, or all: which door a plugin guards must be known even when its component cannot be loaded.
 pub(super) fn check_named_hooks(manifest: &Manifest, exported: &BTreeSet<Hook>) -> Result<(), Rejection> {
     let refused = |reason: String| Err(Rejection::new(Stage::Linked, reason));
+    if exported.contains(&Hook::TokenSource) && manifest.hooks.token_source.is_none() {
+        let reason = "the component exports the hook `token-source`, and no plugin.toml says for which service types: \
+            add [hooks.token-source] with services = [\"…\"]";
+        return refused(reason.to_owned());
+    }
     let Some(named) = declared_hooks(manifest) else { return Ok(()) };
     if let Some(hook) = named.difference(exported).next() {
         return refused(format!("plugin.toml names the hook `{hook}`, which the component does not export"));

@@ -41,13 +41,36 @@ pub struct Manifest {
 
 /// Filters of the hooks, `None` where the manifest does not name the hook.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one for each hook that has no filter")]
 pub struct ManifestHooks {
     pub lifecycle: bool,
     pub enrollment_policy: bool,
+    pub user_authentication: bool,
+    pub token_source: Option<TokenServices>,
+    pub return_to_service: bool,
     pub event_sink: Option<EventFilter>,
     pub event_commands: Option<EventFilter>,
     pub schedule: Option<Vec<CronLine>>,
 }
+
+impl ManifestHooks {
+    /// The service types that `token-source` answers.
+    pub fn token_services(&self) -> BTreeSet<String> {
+        self.token_source.as_ref().map(|source| source.services.iter().map(|service| service.0.clone()).collect()).unwrap_or_default()
+    }
+}
+
+/// Which services a plugin makes tokens for.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenServices {
+    #[serde(deserialize_with = "at_least_one")]
+    pub services: BTreeSet<ServiceType>,
+}
+
+/// A `TokenServiceType`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceType(pub String);
 
 /// Which events a hook is called for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -170,6 +193,8 @@ pub struct LimitWishes {
     pub cpu_async: Option<Span>,
     /// Wall time of a decision.
     pub decision: Option<Span>,
+    /// Wall time of an answer to a check-in.
+    pub answer: Option<Span>,
     /// Wall time of `event-commands`.
     pub generation: Option<Span>,
     /// Wall time of `event-sink`.
@@ -230,6 +255,9 @@ impl Manifest {
         let named = [
             ("lifecycle", self.hooks.lifecycle),
             ("enrollment-policy", self.hooks.enrollment_policy),
+            ("user-authentication", self.hooks.user_authentication),
+            ("token-source", self.hooks.token_source.is_some()),
+            ("return-to-service", self.hooks.return_to_service),
             ("event-sink", self.hooks.event_sink.is_some()),
             ("event-commands", self.hooks.event_commands.is_some()),
             ("schedule", self.hooks.schedule.is_some()),
@@ -324,9 +352,6 @@ const LATER_HOOKS: &[&str] = &[
     "certificate-policy",
     "api-policy",
     "command-policy",
-    "user-authentication",
-    "token-source",
-    "return-to-service",
     "poll-commands",
     "declaration-source",
     "http-handler",
@@ -339,6 +364,9 @@ pub(super) const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
 enum HookName {
     Lifecycle,
     EnrollmentPolicy,
+    UserAuthentication,
+    TokenSource,
+    ReturnToService,
     EventSink,
     EventCommands,
     Schedule,
@@ -346,11 +374,17 @@ enum HookName {
 from_text!(HookName, |text| match text.as_str() {
     "lifecycle" => Ok(Self::Lifecycle),
     "enrollment-policy" => Ok(Self::EnrollmentPolicy),
+    "user-authentication" => Ok(Self::UserAuthentication),
+    "token-source" => Ok(Self::TokenSource),
+    "return-to-service" => Ok(Self::ReturnToService),
     "event-sink" => Ok(Self::EventSink),
     "event-commands" => Ok(Self::EventCommands),
     "schedule" => Ok(Self::Schedule),
     later if LATER_HOOKS.contains(&later) => Err(format!("this server ({SERVER_VERSION}) does not call the hook `{later}`")),
-    unknown => Err(format!("there is no hook `{unknown}`; hooks are lifecycle, enrollment-policy, event-sink, event-commands, schedule")),
+    unknown => Err(format!(
+        "there is no hook `{unknown}`; hooks are lifecycle, enrollment-policy, user-authentication, token-source, return-to-service, \
+         event-sink, event-commands, schedule"
+    )),
 });
 
 #[derive(Debug, Deserialize)]
@@ -384,6 +418,15 @@ impl<'de> Deserialize<'de> for ManifestHooks {
                             map.next_value::<NoFilter>()?;
                             hooks.enrollment_policy = true;
                         }
+                        HookName::UserAuthentication => {
+                            map.next_value::<NoFilter>()?;
+                            hooks.user_authentication = true;
+                        }
+                        HookName::TokenSource => hooks.token_source = Some(map.next_value()?),
+                        HookName::ReturnToService => {
+                            map.next_value::<NoFilter>()?;
+                            hooks.return_to_service = true;
+                        }
                         HookName::EventSink => hooks.event_sink = Some(map.next_value()?),
                         HookName::EventCommands => hooks.event_commands = Some(map.next_value()?),
                         HookName::Schedule => hooks.schedule = Some(map.next_value::<ScheduleTable>()?.cron),
@@ -394,6 +437,20 @@ impl<'de> Deserialize<'de> for ManifestHooks {
         }
         deserializer.deserialize_map(HooksVisitor)
     }
+}
+
+// As long as a check-in's may be. Apple's are names like com.apple.maid; what else a device could ask for is nobody's.
+from_text!(ServiceType, |text| {
+    if !text.is_empty() && text.len() <= 255 && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Ok(Self(text))
+    } else {
+        Err(format!("`{}` is no service type such as com.apple.maid", text.escape_default()))
+    }
+});
+
+fn at_least_one<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeSet<ServiceType>, D::Error> {
+    let services = BTreeSet::deserialize(deserializer)?;
+    if services.is_empty() { Err(de::Error::custom("name the service types that the plugin answers, such as com.apple.maid")) } else { Ok(services) }
 }
 
 /// Topics that this server emits, as of now.
@@ -680,6 +737,10 @@ grace = 5
             ("[requests]\nfilesystem = true\n", "line 5: `requests.filesystem`: unknown field"),
             ("[hooks.event-sink]\ntopics = [\"command.acknowleged\"]\n", "line 5: `hooks.event-sink.topics`: this server"),
             ("[hooks.event-sink]\ntopics = [\"enrollment.enrolled:X\"]\n", "line 5: `hooks.event-sink.topics`"),
+            ("[hooks.token-source]\n", "line 4: `hooks.token-source`: missing field `services`"),
+            ("[hooks.token-source]\nservices = []\n", "line 5: `hooks.token-source.services`: name the service types"),
+            ("[hooks.token-source]\nservices = [\"a b\"]\n", "line 5: `hooks.token-source.services`: `a b` is no service type"),
+            ("[hooks.return-to-service]\nservices = []\n", "line 5: `hooks.return-to-service.services`: unknown field"),
             ("[hooks.enrollment-policy]\ncommands = []\n", "line 5: `hooks.enrollment-policy.commands`: unknown field"),
             ("[hooks.schedule]\ncron = [{ name = \"x\", cron = \"never\" }]\n", "line 5: `hooks.schedule.cron`: schedule `x`: `never` is no cron"),
             ("[limits]\nmemory = \"much\"\n", "line 5: `limits.memory`: `much` is no size"),

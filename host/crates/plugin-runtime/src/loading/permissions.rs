@@ -55,6 +55,7 @@ pub fn intersection(manifest: &Manifest, grant: &Grant, secrets: &Secrets, surro
     Effective {
         order: grant.order,
         on_failure: grant.on_failure.clone(),
+        token_services: manifest.hooks.token_services(),
         tenants: grant.tenants.clone(),
         settings: settings(&none),
         overlays: grant.overlays.iter().map(|(tenant, overlay)| (tenant.clone(), settings(overlay))).collect(),
@@ -197,6 +198,7 @@ fn limits(wish: &LimitWishes, grant: &LimitWishes, overlay: &LimitWishes, ceilin
     limits.cpu_sync = span(|l| l.cpu, usual.cpu_sync, ceilings.cpu_sync);
     limits.cpu_async = span(|l| l.cpu_async, usual.cpu_async, ceilings.cpu_async);
     limits.wall.decision = span(|l| l.decision, usual.wall.decision, ceilings.wall);
+    limits.wall.answer = span(|l| l.answer, usual.wall.answer, ceilings.wall);
     limits.wall.event = span(|l| l.event, usual.wall.event, ceilings.wall);
     limits.wall.schedule = span(|l| l.schedule, usual.wall.schedule, ceilings.wall);
     limits.wall.lifecycle = span(|l| l.lifecycle, usual.wall.lifecycle, ceilings.wall);

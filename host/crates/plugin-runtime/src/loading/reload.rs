@@ -107,6 +107,8 @@ struct Slot {
     grant: GrantState,
     /// Hooks of the candidate, as far as they are known.
     hooks: Option<BTreeSet<Hook>>,
+    /// The service types of its `token-source`, of the candidate and of what was active; `None`: unknown.
+    token_services: Option<BTreeSet<String>>,
     /// It was active in this data directory and not removed since, with these hooks.
     kept_hooks: Option<BTreeSet<Hook>>,
     candidate: Option<CandidateStatus>,
@@ -162,6 +164,7 @@ impl Slot {
             source: Source::Directory,
             grant: GrantState::Unread(false),
             hooks: None,
+            token_services: None,
             kept_hooks: None,
             candidate: None,
             rejected: None,
@@ -178,17 +181,21 @@ impl Slot {
         matches!(&self.grant, GrantState::Read(file) if !file.grant.is_active())
     }
 
-    /// Decision hooks that would refuse, or not, while the plugin is not there.
+    /// Hooks that would refuse, or not, while the plugin is not there.
     fn guarded(&self) -> BTreeMap<Hook, OnFailure> {
         // Of a plugin of which nothing is known it must be assumed that it guards a door.
-        let assumed = || BTreeSet::from([Hook::EnrollmentPolicy]);
-        let mut hooks = self.hooks.clone().or_else(|| self.kept_hooks.clone()).unwrap_or_else(assumed);
+        let known = self.hooks.clone().or_else(|| self.kept_hooks.clone());
+        let assumed = known.is_none();
+        let mut hooks = known.unwrap_or_else(Hook::guards);
         hooks.extend(self.kept_hooks.iter().flatten());
         let grant = if let GrantState::Read(file) = &self.grant { Some(&file.grant) } else { None };
         let enforced =
             grant.is_none_or(|grant| grant.mode == Mode::Enforce || grant.overlays.values().any(|overlay| overlay.mode == Some(Mode::Enforce)));
         let policy = |hook: Hook| grant.and_then(|grant| grant.on_failure.get(&hook)).copied().unwrap_or(hook.default_on_failure());
-        hooks.into_iter().filter(|hook| hook.is_decision() && enforced).map(|hook| (hook, policy(hook))).collect()
+        // An answer is given in every mode; but where the operator lets devices in without the plugin, nothing is assumed of it.
+        let open = !enforced || policy(Hook::EnrollmentPolicy) == OnFailure::Open;
+        let guards = |hook: &Hook| if hook.is_answer() { !(assumed && open) } else { hook.is_decision() && enforced };
+        hooks.into_iter().filter(guards).map(|hook| (hook, policy(hook))).collect()
     }
 
     fn guards(&self) -> bool {
@@ -236,6 +243,7 @@ impl Slot {
             name: name.to_owned(),
             order: grant.map_or(100, |grant| grant.order),
             hooks: self.guarded(),
+            token_services: self.token_services.clone(),
             tenants: grant.and_then(|grant| grant.tenants.clone()),
             reason,
         }
@@ -275,20 +283,22 @@ impl Coordinator {
         }
         for (name, state) in kept {
             match state {
-                KeptState::Removed { hooks } => {
+                KeptState::Removed { hooks, token_services } => {
                     // What it guarded is still known, should its grant file be there.
                     if let Some(slot) = self.slots.get_mut(&name) {
-                        slot.hooks = Some(hooks);
+                        (slot.hooks, slot.token_services) = (Some(hooks), token_services);
                     }
                 }
-                KeptState::Lost { hooks, reason } => {
+                KeptState::Lost { hooks, token_services, reason } => {
                     let slot = self.slots.entry(name).or_insert_with(|| Slot::new(now));
-                    slot.kept_hooks = Some(hooks);
+                    (slot.kept_hooks, slot.token_services) = (Some(hooks), token_services);
                     slot.candidate = Some(rejected_candidate(&Rejection::new(Stage::Found, reason), None, None, now));
                 }
                 KeptState::Whole(version) => {
                     let slot = self.slots.entry(name.clone()).or_insert_with(|| Slot::new(now));
                     slot.kept_hooks = Some(version.hooks.clone());
+                    slot.token_services = Some(version.manifest.hooks.token_services());
+                    self.loader.claim_kept(&name, &version);
                     self.loader.generation.fetch_max(version.generation, Ordering::Relaxed);
                     self.loader.awaited.lock().await.insert(name.clone());
                     let loader = Arc::clone(&self.loader);
@@ -458,7 +468,9 @@ impl Coordinator {
     /// A plugin whose directory is gone.
     async fn remove(&mut self, name: &str) {
         let hooks = self.slots.get(name).and_then(|slot| slot.kept_hooks.clone().or_else(|| slot.hooks.clone())).unwrap_or_default();
-        self.loader.remove(name, hooks.clone()).await;
+        let token_services = self.slots.get(name).and_then(|slot| slot.token_services.clone());
+        self.loader.remove(name, hooks.clone(), token_services).await;
+        self.retry_soon();
         let Some(slot) = self.slots.get_mut(name) else { return };
         if slot.active.take().is_some() {
             info!(plugin = %name, "Plugin {name} was removed and is no longer asked; its events are kept for {} h", KEEP_SUBSCRIPTION.as_secs() / 3600);
@@ -466,6 +478,15 @@ impl Coordinator {
         (slot.found, slot.look, slot.kept_hooks, slot.candidate, slot.rejected, slot.retry) = (None, None, None, None, None, None);
         // Should its grant file stay, it is known what is missing.
         slot.hooks = Some(hooks).filter(|hooks| !hooks.is_empty());
+    }
+
+    /// Something became active or went: what could not be loaded because of it may be now.
+    fn retry_soon(&mut self) {
+        for slot in self.slots.values_mut() {
+            if let Some(retry) = &mut slot.retry {
+                retry.at = retry.at.min(Instant::now());
+            }
+        }
     }
 
     fn start(&mut self, name: &str, running: Running) {
@@ -541,6 +562,9 @@ impl Coordinator {
             generation: identity.map(|identity| identity.generation),
         };
         let next = slot.next.take();
+        if matches!(result, ReloadResult::Activated | ReloadResult::Disabled) {
+            self.retry_soon();
+        }
         self.publish();
         match (&result, &rejection) {
             (ReloadResult::Activated, _) => {
@@ -624,8 +648,15 @@ impl Coordinator {
 impl Slot {
     /// Takes over what a job found. Answers the result, and the rejection if there is one that was not known.
     fn take_in(&mut self, report: Report, now: Timestamp) -> (ReloadResult, Option<Rejection>) {
-        let Report { look, grant, version, digest, fingerprint, hooks, finished, name: _ } = report;
+        let Report { look, grant, version, digest, fingerprint, hooks, token_services, finished, name: _ } = report;
         self.look = Some(look);
+        if let Some(services) = token_services {
+            match &finished {
+                Finished::Ready(_) => self.token_services = Some(services),
+                // Until it is clear what becomes of it, it has what it had.
+                _ => self.token_services.get_or_insert_default().extend(services),
+            }
+        }
         self.hooks = hooks.or_else(|| self.hooks.take());
         self.grant = match grant {
             Some(grant) => GrantState::Read(Box::new(grant)),
@@ -718,7 +749,7 @@ fn status_of(name: &str, slot: &Slot) -> PluginStatus {
     let grant = if let GrantState::Read(file) = &slot.grant { Some(&file.grant) } else { None };
     let on_failure: BTreeMap<&str, &str> = match effective {
         Some(effective) => {
-            hooks.into_iter().flatten().filter(|hook| hook.is_decision()).map(|hook| (hook.as_str(), effective.on_failure(*hook).as_str())).collect()
+            hooks.into_iter().flatten().filter(|hook| hook.is_sync()).map(|hook| (hook.as_str(), effective.on_failure(*hook).as_str())).collect()
         }
         None => slot.guarded().into_iter().map(|(hook, policy)| (hook.as_str(), policy.as_str())).collect(),
     };
@@ -734,6 +765,7 @@ fn status_of(name: &str, slot: &Slot) -> PluginStatus {
         mode: effective.map(|effective| effective.settings.mode.as_str()).or(grant.map(|grant| grant.mode.as_str())),
         order: effective.map(|effective| effective.order).or(grant.map(|grant| grant.order)),
         hooks: hooks.into_iter().flatten().map(|hook| hook.as_str()).collect(),
+        token_services: effective.map(|effective| effective.token_services.clone()).or_else(|| slot.token_services.clone()).unwrap_or_default(),
         on_failure,
         grants: effective.map(grants_of),
         limits: effective.map(|effective| limits_of(&effective.settings.limits)),
@@ -756,6 +788,7 @@ fn refused_status(name: &str, since: Timestamp, reason: &str) -> PluginStatus {
         mode: None,
         order: None,
         hooks: Vec::new(),
+        token_services: BTreeSet::new(),
         on_failure: BTreeMap::new(),
         grants: None,
         limits: None,

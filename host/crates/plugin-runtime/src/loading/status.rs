@@ -1,6 +1,6 @@
 //! What an operator sees of plugins: `GET /api/v1/plugins` and the answers to a reload.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -35,7 +35,10 @@ pub struct PluginStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<i32>,
     pub hooks: Vec<&'static str>,
-    /// Failure policies of its decision hooks.
+    /// The service types of its `token-source`.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub token_services: BTreeSet<String>,
+    /// Failure policies of the hooks that a device waits for.
     pub on_failure: BTreeMap<&'static str, &'static str>,
     /// What it may do. Names of secrets, never their values.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,6 +189,7 @@ pub(super) fn limits_of(limits: &Limits) -> Value {
         "cpu_ms": millis(limits.cpu_sync),
         "cpu_async_ms": millis(limits.cpu_async),
         "decision_ms": millis(limits.wall.decision),
+        "answer_ms": millis(limits.wall.answer),
         "event_ms": millis(limits.wall.event),
         "schedule_ms": millis(limits.wall.schedule),
         "lifecycle_ms": millis(limits.wall.lifecycle),

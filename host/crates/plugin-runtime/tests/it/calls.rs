@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod answers;
 mod capabilities;
 mod events;
 mod hostile;

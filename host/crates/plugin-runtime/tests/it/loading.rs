@@ -17,8 +17,11 @@ use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::plist;
 use wasmdm_protocol::time::Timestamp;
+use wasmdm_service::asker::Asker;
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::enrollment_policy::{Candidate, Verdict};
+use wasmdm_service::owned_answer::OwnedAnswer;
+use wasmdm_service::token_source::{ServiceToken, TokenRequest, TokenSource as _};
 use wasmdm_storage::outbox::Claim;
 use wasmdm_storage::{OpenOptions, Storage};
 use wasmdm_testkit::clock::ManualClock;
@@ -767,4 +770,130 @@ async fn a_check_says_what_a_server_would_say() {
     assert!(!report.is_ok() && report.to_string().contains("not a component"), "{report}");
     let report = check_file(&data.path().join("nothing.wasm")).await;
     assert!(!report.is_ok() && report.problems[0].contains("nothing.wasm"), "{report}");
+}
+
+/// The manifest of the guest that answers check-ins.
+fn owner(name: &str, services: &str) -> String {
+    format!(
+        "[plugin]\nname = \"{name}\"\nversion = \"1.0.0\"\n[hooks.user-authentication]\n[hooks.return-to-service]\n\
+         [hooks.token-source]\nservices = [{services}]\n[limits]\n"
+    )
+}
+
+fn put_owner(data: &TempDir, name: &str, services: &str) {
+    put(&data.path().join(format!("plugins/{name}/plugin.wasm")), guests::build("answering"));
+    put(&data.path().join(format!("plugins/{name}/plugin.toml")), owner(name, services));
+}
+
+fn put_grant(data: &TempDir, name: &str, rest: &str) {
+    let patient = "[limits]\nanswer = \"60s\"\nlifecycle = \"60s\"\ncpu = \"2s\"\n";
+    put(&data.path().join(format!("plugins.d/{name}.toml")), format!("{rest}\n{patient}"));
+}
+
+impl Server {
+    async fn token(&self, service: &str) -> OwnedAnswer<Option<ServiceToken>> {
+        let asker = Asker {
+            tenant: TenantId::default(),
+            enrollment: Enrollment { id: EnrollmentId::new("DEVICE"), parent: None, kind: EnrollmentKind::Device },
+            topic: "com.apple.mgmt.test".to_owned(),
+            facts: serde_json::json!({}),
+            request_id: "request".to_owned(),
+        };
+        self.host.answers().token(&TokenRequest { asker, service_type: service.to_owned(), parameters: None }).await.unwrap()
+    }
+
+    async fn until_refused(&self, name: &str, words: &str) -> PluginStatus {
+        let said = |status: &PluginStatus| status.candidate.as_ref().and_then(|candidate| candidate.reason.clone()).unwrap_or_default();
+        self.until(name, |status| said(status).contains(words)).await
+    }
+}
+
+fn is_given(answer: &OwnedAnswer<Option<ServiceToken>>) -> bool {
+    matches!(answer, OwnedAnswer::Given(Some(_)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_plugin_with_the_same_answers_is_refused_until_the_first_goes() {
+    let data = TempDir::new().unwrap();
+    put_owner(&data, "first", "\"com.apple.maid\"");
+    put_grant(&data, "first", "");
+    let server = Server::settled(data.path()).await;
+    assert!(is_given(&server.token("com.apple.maid").await));
+    put_owner(&data, "second", "\"com.apple.maid\", \"com.apple.watch.pairing\"");
+    put_grant(&data, "second", "");
+    let status = server.until_refused("second", "the plugin `first` has ").await;
+    let reason = status.candidate.unwrap().reason.unwrap();
+    assert!(reason.contains("tokens for `com.apple.maid`") && reason.contains("the hook `return-to-service`"), "{reason}");
+    assert!(!reason.contains("pairing"), "{reason}");
+    assert_eq!(status.state, State::RequiredMissing);
+    // What only it would have fails until it is there.
+    assert!(matches!(server.token("com.apple.watch.pairing").await, OwnedAnswer::Failed { .. }));
+    assert_eq!(server.token("com.apple.else").await, OwnedAnswer::Nobody);
+    // For other tenants it may have the same.
+    put_grant(&data, "second", "tenants = [\"elsewhere\"]");
+    server.until("second", |status| status.state == State::Active).await;
+    assert!(is_given(&server.token("com.apple.maid").await));
+    assert_eq!(server.token("com.apple.watch.pairing").await, OwnedAnswer::Nobody);
+    put_grant(&data, "second", "");
+    server.until_refused("second", "the plugin `first` has ").await;
+    server.stop().await;
+
+    // The one that was active is it after a restart too, whoever is looked at first.
+    put_owner(&data, "another", "\"com.apple.maid\"");
+    let server = Server::settled(data.path()).await;
+    server.until_refused("another", "the plugin `first` has ").await;
+    assert_eq!(server.host.plugin_status("first").unwrap().state, State::Active);
+    fs::remove_dir_all(data.path().join("plugins/another")).unwrap();
+
+    put_grant(&data, "first", "enabled = false");
+    server.until("second", |status| status.state == State::Active && status.candidate.is_none()).await;
+    assert!(is_given(&server.token("com.apple.watch.pairing").await));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_types_of_an_owner_that_cannot_be_loaded_fail_and_others_are_nobodys() {
+    let data = TempDir::new().unwrap();
+    put_grant(&data, "first", "");
+    let server = Server::settled(data.path()).await;
+    // Nothing is known of it but that it is wanted.
+    assert!(matches!(server.token("com.apple.else").await, OwnedAnswer::Failed { .. }));
+    put_owner(&data, "first", "\"com.apple.maid\"");
+    put(&data.path().join("plugins/first/plugin.wasm"), b"garbage, not a component");
+    server.until_refused("first", "not WebAssembly").await;
+    assert!(matches!(server.token("com.apple.maid").await, OwnedAnswer::Failed { .. }));
+    assert_eq!(server.token("com.apple.else").await, OwnedAnswer::Nobody);
+    put_owner(&data, "first", "\"com.apple.maid\"");
+    server.until("first", |status| status.state == State::Active).await;
+    assert!(is_given(&server.token("com.apple.maid").await));
+    server.stop().await;
+
+    // The kept version is lost: what it had is still known.
+    let digest = sha256(&guests::build("answering"));
+    put(&data.path().join(format!("plugins-active/first/{digest}.wasm")), b"garbage too");
+    put(&data.path().join("plugins/first/plugin.wasm"), b"garbage, not a component");
+    let server = Server::start(data.path()).await;
+    assert!(matches!(server.token("com.apple.maid").await, OwnedAnswer::Failed { .. }));
+    assert_eq!(server.token("com.apple.else").await, OwnedAnswer::Nobody);
+    // Removed, but for its grant: it should be there. Removed altogether, nobody has anything.
+    server.host.settled().await;
+    fs::remove_dir_all(data.path().join("plugins/first")).unwrap();
+    server.until_refused("first", "no plugin `first` in the plugin directory").await;
+    assert!(matches!(server.token("com.apple.maid").await, OwnedAnswer::Failed { .. }));
+    fs::remove_file(data.path().join("plugins.d/first.toml")).unwrap();
+    let mut seen = 0;
+    while server.host.plugin_status("first").is_some() {
+        seen = server.host.changed(seen).await;
+    }
+    assert_eq!(server.token("com.apple.maid").await, OwnedAnswer::Nobody);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_source_without_service_types_is_refused() {
+    let data = TempDir::new().unwrap();
+    let server = Server::settled(data.path()).await;
+    put(&lone(&data), guests::build("answering"));
+    server.until_refused("guard", "add [hooks.token-source] with services").await;
+    server.stop().await;
 }

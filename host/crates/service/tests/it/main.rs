@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod answers;
 mod enrollment_policy;
 mod identities;
 mod outbox;

@@ -178,6 +178,16 @@ pub(crate) async fn check_out_disables_the_device_and_its_users(database: &Datab
     assert!(!database.storage().check_out(&default(), &id("unknown"), Bytes::new(), at(7)).await.unwrap());
 }
 
+pub(crate) async fn the_message_of_a_user_who_logged_in_is_kept_once_the_channel_exists(database: &Database) {
+    database.enroll("A").await;
+    let keep = async |user: &str| database.storage().user_authenticated(&default(), &id(user), Bytes::from_static(b"raw"), at(5)).await.unwrap();
+    assert!(!keep("A:jo").await);
+    let user = database.enroll_user("A", "jo").await;
+    let before = database.count_rows("enrollment_messages").await;
+    assert!(keep(user.as_str()).await && keep(user.as_str()).await);
+    assert_eq!(database.count_rows("enrollment_messages").await, before + 1);
+}
+
 /// Edge case 25.
 pub(crate) async fn an_enrollment_of_another_tenant_is_refused(database: &Database) {
     let other = TenantId::new("other");

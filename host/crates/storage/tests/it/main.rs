@@ -79,6 +79,7 @@ cases! {
         awaiting_configuration_is_set_and_released,
         an_empty_bootstrap_token_deletes_it,
         check_out_disables_the_device_and_its_users,
+        the_message_of_a_user_who_logged_in_is_kept_once_the_channel_exists,
         an_enrollment_of_another_tenant_is_refused,
         facts_that_a_message_does_not_say_stay,
         last_seen_is_seen_at_once_and_kept_over_a_restart,

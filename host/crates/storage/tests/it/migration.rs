@@ -4,6 +4,7 @@ use crate::fixture::*;
 use bytes::Bytes;
 use wasmdm_protocol::checkin::CheckInMessage;
 use wasmdm_protocol::plist::Value;
+use wasmdm_storage::certificate_bindings::{Associated, Association, Reason};
 use wasmdm_storage::commands::CommandOptions;
 use wasmdm_storage::enrollments::{Authenticated, TokenUpdated};
 use wasmdm_storage::migration::Migrated;
@@ -71,12 +72,15 @@ async fn refused(database: &Database, message: CheckInMessage, because: &str) {
 
 /// As the first message after the move does where the operator allows it.
 async fn bind(database: &Database, device: &str, millis: i64) {
-    let sql = format!(
-        "INSERT INTO certificate_bindings (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, \
-         replaced, created_at) VALUES ('{device}', '{device}', 'default', '{device}', x'0000', '', '', 0, 0, 0, {})",
-        at(millis).as_millis()
-    );
-    database.meddle(&sql).await;
+    let association = Association {
+        enrollment: id(device),
+        certificate: certificate(device),
+        reason: Reason::Retroactive,
+        request_id: "r".to_owned(),
+        now: at(millis),
+    };
+    let bound = database.storage().associate_certificate(association).await.unwrap();
+    assert!(matches!(bound, Associated::Bound(_)), "{bound:?}");
 }
 
 pub(crate) async fn what_is_brought_counts_as_if_the_device_had_enrolled_here_and_nothing_is_emitted(database: &Database) {

@@ -9,9 +9,13 @@ use super::setup::{Server, granted};
 #[tokio::test]
 async fn hooks_are_found_by_looking() {
     let server = Server::start().await;
-    let plugin = server.misbehaving("", |_| ());
-    assert_eq!(plugin.hooks().iter().copied().collect::<Vec<_>>(), Hook::ALL);
-    assert!(plugin.probe().await.is_ok());
+    // Every hook but those that only one plugin can have, and those.
+    let (plugin, owner) = (server.misbehaving("", |_| ()), server.answering("owner", "", &[], |_| ()));
+    let (shared, owned): (Vec<_>, Vec<_>) = Hook::ALL.into_iter().partition(|hook| !hook.is_answer());
+    for (plugin, hooks) in [(plugin, shared), (owner, owned)] {
+        assert_eq!(plugin.hooks().iter().copied().collect::<Vec<_>>(), hooks);
+        assert!(plugin.probe().await.is_ok());
+    }
     let one = server.link("one", "endless-start", granted(&json!({}))).unwrap();
     assert_eq!(one.hooks().iter().copied().collect::<Vec<_>>(), [Hook::EnrollmentPolicy]);
 }

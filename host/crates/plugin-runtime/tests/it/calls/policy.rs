@@ -116,6 +116,7 @@ async fn a_required_plugin_that_is_missing_closes_the_door() {
             name: String::from("guard"),
             order: 50,
             hooks: BTreeMap::from([(Hook::EnrollmentPolicy, on_failure)]),
+            token_services: None,
             tenants: tenants.map(|tenant| [TenantId::new(tenant)].into()),
             reason: String::from("not loaded yet"),
         })

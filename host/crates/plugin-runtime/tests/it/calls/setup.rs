@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use wasmdm_plugin_runtime::answers::PluginAnswers;
 use wasmdm_plugin_runtime::call::{Called, Request};
 use wasmdm_plugin_runtime::effective::{Effective, EnqueueGrant, EnrollmentsGrant, KvGrant, Settings};
 use wasmdm_plugin_runtime::egress;
@@ -44,6 +45,7 @@ pub(crate) struct Server {
     pub(crate) runtime: Arc<Runtime>,
     pub(crate) registry: CurrentRegistry,
     pub(crate) policy: PluginEnrollmentPolicy,
+    pub(crate) answers: PluginAnswers,
     pub(crate) subscriber: PluginSubscriber,
     _directory: tempfile::TempDir,
 }
@@ -64,6 +66,7 @@ impl Server {
         let registry = CurrentRegistry::default();
         Self {
             policy: PluginEnrollmentPolicy::new(registry.clone(), Arc::new(clock.clone())),
+            answers: PluginAnswers::new(registry.clone(), storage.clone(), Arc::new(clock.clone())),
             subscriber: PluginSubscriber::new(registry.clone(), Arc::new(clock.clone())),
             storage,
             clock,
@@ -87,6 +90,15 @@ impl Server {
         let mut effective = granted(config);
         adjust(&mut effective);
         self.link(name, "misbehaving", effective).unwrap()
+    }
+
+    /// The guest that answers check-ins as its configuration says, tokens for these services.
+    pub(crate) fn answering(&self, name: &str, behave: &str, services: &[&str], adjust: impl FnOnce(&mut Effective)) -> Arc<LinkedPlugin> {
+        let mut effective = granted(&json!({ "behave": behave }));
+        effective.token_services = services.iter().map(|service| (*service).to_owned()).collect();
+        effective.settings.limits.wall.answer = Duration::from_secs(20);
+        adjust(&mut effective);
+        self.link(name, "answering", effective).unwrap()
     }
 
     pub(crate) fn activate(&self, plugins: impl IntoIterator<Item = Arc<LinkedPlugin>>) {

@@ -1,6 +1,20 @@
-//! Does what its configuration says, however bad: `{"behave": "loop"}`. Exports every hook.
+//! Does what its configuration says, however bad: `{"behave": "loop"}`. Exports every hook but those that only one plugin can have.
 
-wit_bindgen::generate!({ path: "../../../../../wit", world: "everything", generate_all });
+wit_bindgen::generate!({
+    path: "../../../../../wit",
+    inline: r"
+        package wasmdm:guest;
+        world misbehaving {
+            include wasmdm:plugin/capabilities@0.1.0;
+            export wasmdm:plugin/lifecycle@0.1.0;
+            export wasmdm:plugin/enrollment-policy@0.1.0;
+            export wasmdm:plugin/event-commands@0.1.0;
+            export wasmdm:plugin/event-sink@0.1.0;
+            export wasmdm:plugin/schedule@0.1.0;
+        }
+    ",
+    generate_all,
+});
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
