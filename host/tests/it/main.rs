@@ -4,6 +4,7 @@
 
 mod alternating_builds;
 mod api;
+mod canaries;
 mod declarative_management;
 mod demo;
 mod devices;

@@ -192,7 +192,7 @@ async fn push_certificates_are_checked_stored_and_shown() {
     assert_eq!(text(&shown(topic).await), expected);
 }
 
-fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
+pub(crate) fn push_certificate(topic: Option<&str>, year: i32) -> (String, String) {
     use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair};
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();

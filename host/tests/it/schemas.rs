@@ -9,12 +9,13 @@ use boon::{Compiler, SchemaIndex, Schemas};
 use plist::{Date, Dictionary, Value};
 use serde_json::Value as Json;
 use wasmdm_protocol::enrollment::{EnrollmentKind, TenantId};
+use wasmdm_simulator::canary::{MARK, found_in};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Message, Product};
 
 use crate::api::enqueue_at;
 use crate::in_process::Server;
 
-const MANIFEST: &str = r#"[plugin]
+pub(crate) const MANIFEST: &str = r#"[plugin]
 name = "recorder"
 version = "1.0.0"
 wasm = "plugin.wasm"
@@ -34,11 +35,11 @@ kv = true
 enrollments = ["read"]
 commands = ["enqueue:DeviceInformation", "enqueue:SecurityInfo"]
 "#;
-const GRANT: &str = "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\nenrollments = [\"read\"]\n\
+pub(crate) const GRANT: &str = "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\nenrollments = [\"read\"]\n\
     commands = [\"enqueue:DeviceInformation\", \"enqueue:SecurityInfo\"]\n";
 
 /// The plugin of `host/tests/recorder`, built from source.
-fn recorder() -> Vec<u8> {
+pub(crate) fn recorder() -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorder");
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("recorder");
     let mut build = Command::new("cargo");
@@ -134,7 +135,7 @@ fn odd_report(device: &Device, uuid: &str) -> Message {
         ("Infinite", Value::Real(f64::INFINITY)),
         ("Form", Value::Dictionary(form)),
         ("NoForm", Value::Dictionary(many)),
-        ("UnlockToken", Value::Data(vec![1, 2, 3])),
+        ("UnlockToken", Value::Data(MARK.into())),
         ("Empty", Value::Array(vec![Value::Dictionary(Dictionary::new()), Value::Array(vec![])])),
     ];
     for (key, value) in values {
@@ -167,7 +168,9 @@ async fn live(server: &Server, authority: &Authority) {
             device.insist(&mut connection, again).await.unwrap();
             // Answered or refused: what matters is what it makes the server tell.
             let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), device.return_to_service()];
-            for message in others.into_iter().chain([device.user_authenticate(None), device.get_bootstrap_token()]) {
+            for message in
+                others.into_iter().chain([device.user_authenticate(None), device.user_authenticate(Some(MARK)), device.get_bootstrap_token()])
+            {
                 device.send(&mut connection, message.unwrap()).await.unwrap();
             }
             if kind == EnrollmentKind::Device {
@@ -233,6 +236,7 @@ async fn what_a_plugin_is_handed_is_what_the_schemas_say() {
     let mut decisions = 0;
     for (key, handed) in &recorded {
         contract.check(&["call_info_facts"], &handed["call"]);
+        assert_eq!(found_in(handed.to_string().as_bytes()), None, "{key}");
         for enrollment in ["enrollment", "enrollment_now"] {
             if let Some(facts) = handed.get(enrollment) {
                 contract.check(&["enrollment_facts"], facts);

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod authority;
 pub mod behaviour;
+pub mod canary;
 pub mod cli;
 pub mod connection;
 mod der;

@@ -100,6 +100,9 @@ impl Storage {
     /// [`StorageError::Key`] when values are sealed under a key that is not among them.
     pub async fn open_with_keys(options: OpenOptions, keyring: Keyring) -> Result<Self, StorageError> {
         let (storage, connect, is_sealed) = Self::open_unsealed(options, keyring).await?;
+        if !storage.keyring().is_empty() {
+            metrics::gauge!("wasmdm_storage_resealing").set(if is_sealed { 0.0 } else { 1.0 });
+        }
         if !is_sealed {
             storage.inner.tasks.spawn(storage.clone().reseal_in_background(connect));
         }

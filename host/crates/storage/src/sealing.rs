@@ -174,7 +174,6 @@ impl Storage {
     /// Until every value is as the first key wants it, or the database is closed.
     pub(crate) async fn reseal_in_background(self, connect: AnyConnectOptions) {
         tracing::info!("Values of the database are not all sealed under the first key: they are sealed anew, beside everything else");
-        metrics::gauge!("wasmdm_storage_resealing").set(1);
         let mut pass = Pass::default();
         while let Err(error) = pass.run(&self).await {
             if self.is_closed() {
