@@ -85,10 +85,10 @@ fn home(authority: &Authority, webhook: &str, log_level: &str) -> Home {
 }
 
 /// Every secret that there is comes to the server, and goes wrong there in many a way.
-async fn live(server: &ServerProcess, authority: &Authority, home: &mut Home) {
+async fn live(server: &ServerProcess, authority: &Authority, home: &Home) {
     until(server, "recorder", is_active).await;
     let (certificate, key) = push_certificate(Some(TOPIC), 2030);
-    home.secrets.extend(key.lines().filter(|line| !line.starts_with('-')).map(str::to_owned));
+    home.secrets.lock().unwrap().extend(key.lines().filter(|line| !line.starts_with('-')).map(str::to_owned));
     assert_eq!(call(server, Method::PUT, "/v1/pushcert", format!("{certificate}{key}")).await.status, StatusCode::OK);
     let mut errors = vec![call(server, Method::PUT, "/v1/pushcert", key.clone()).await];
 
@@ -182,7 +182,7 @@ fn files_show(home: &Home) -> Vec<String> {
     let mut shown = Vec::new();
     for file in [database.clone(), database.with_extension("sqlite-wal"), backup.clone()] {
         let content = std::fs::read(&file).unwrap_or_default();
-        for secret in home.secrets.iter().map(String::as_str).chain([MARK]) {
+        for secret in home.secrets.lock().unwrap().iter().map(String::as_str).chain([MARK]) {
             shown.extend(found(secret, &content).map(|leak| format!("{}: {leak}", file.display())));
         }
     }
@@ -191,7 +191,7 @@ fn files_show(home: &Home) -> Vec<String> {
 }
 
 /// A key file with one more key, whose keys are secrets of the home.
-fn new_key(home: &mut Home, name: &str) -> String {
+fn new_key(home: &Home, name: &str) -> String {
     let path = home.directory.path().join("keys").to_string_lossy().into_owned();
     let (code, out, error) = run(&["db", "new-key", &path, "--name", name]);
     assert_eq!(code, 0, "{error}");
@@ -199,9 +199,9 @@ fn new_key(home: &mut Home, name: &str) -> String {
         let key = line.split_whitespace().last().unwrap();
         assert!(!out.contains(key));
         let raw = STANDARD.decode(key).unwrap();
-        home.secrets.push(key.to_owned());
-        home.secrets.push(raw.iter().map(|byte| format!("{byte:02x}")).collect());
-        home.secrets.push(raw.iter().map(u8::to_string).collect::<Vec<_>>().join(", "));
+        let numbers = raw.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
+        let hex = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        home.secrets.lock().unwrap().extend([key.to_owned(), hex, numbers]);
     }
     path
 }
@@ -226,12 +226,11 @@ async fn until_sealed(home: &Home, server: &ServerProcess, name: &str) {
 async fn no_secret_stands_in_logs_metrics_errors_events_or_sealed_files() {
     let authority = Authority::new(120).unwrap();
     let (url, receiver) = Receiver::start(&[]).await;
-    let mut home = home(&authority, &url, "trace,hyper=debug,sqlx=debug");
-    let keys = new_key(&mut home, "first");
-    let home_with_key = home.with(&["--key-file", &keys]);
-    let mut home = home_with_key;
+    let home = home(&authority, &url, "trace,hyper=debug,sqlx=debug");
+    let keys = new_key(&home, "first");
+    let home = home.with(&["--key-file", &keys]);
     let mut server = home.start();
-    live(&server, &authority, &mut home).await;
+    live(&server, &authority, &home).await;
     receiver.events(40).await;
     for (headers, body) in receiver.heard.lock().unwrap().iter() {
         assert_eq!(found_in(&without_parameters(body)), None);
@@ -264,14 +263,14 @@ fn without_parameters(body: &[u8]) -> Vec<u8> {
 async fn a_plain_database_shows_no_secret_once_it_is_sealed() {
     let authority = Authority::new(121).unwrap();
     let (url, _receiver) = Receiver::start(&[]).await;
-    let mut home = home(&authority, &url, "debug");
+    let home = home(&authority, &url, "debug");
     let server = home.start();
-    live(&server, &authority, &mut home).await;
+    live(&server, &authority, &home).await;
     server.stop();
     assert!(files_show(&home).len() >= 4, "the net holds: a plain database shows the mark and the key of the push certificate");
 
     let plain_data = home.data().to_string_lossy().into_owned();
-    let keys = new_key(&mut home, "first");
+    let keys = new_key(&home, "first");
     let home = home.with(&["--key-file", &keys]);
     for _ in 0..3 {
         home.start().kill();
@@ -293,8 +292,7 @@ async fn a_plain_database_shows_no_secret_once_it_is_sealed() {
     assert_eq!(code, 1);
     assert!(error.contains("key-file: values of this database are sealed under the key `first`"), "{error}");
 
-    let mut home = home;
-    new_key(&mut home, "second");
+    new_key(&home, "second");
     let mut server = home.start();
     until_sealed(&home, &server, "second").await;
     let mut device = Device::new(&authority, 99).unwrap();

@@ -13,6 +13,8 @@ use wasmdm_simulator::canary::{MARK, found};
 /// It holds the canaries' mark: no log may show it.
 pub(crate) const API_KEY: &str = "kanarienvogel-a-key-for-tests";
 
+pub(crate) type Secrets = Arc<Mutex<Vec<String>>>;
+
 /// A running `wasmdm serve`; killed when dropped. At its end its whole log and its metrics are searched for secrets.
 pub(crate) struct ServerProcess {
     child: Child,
@@ -21,7 +23,7 @@ pub(crate) struct ServerProcess {
     /// Ends with the log.
     reader: Option<JoinHandle<()>>,
     /// What is secret beside all that holds the mark of the canaries.
-    secrets: Vec<String>,
+    secrets: Secrets,
 }
 
 /// Where a server keeps its state, and whom it believes.
@@ -30,8 +32,8 @@ pub(crate) struct Home {
     ca: Option<PathBuf>,
     listen: String,
     extra: Vec<String>,
-    /// Words that no server of this home may show.
-    pub(crate) secrets: Vec<String>,
+    /// Words that no server of this home may show, also those that it learns while it runs.
+    pub(crate) secrets: Secrets,
 }
 
 impl Home {
@@ -50,7 +52,7 @@ impl Home {
         for folder in ["data/plugins", "data/plugins.d"] {
             std::fs::create_dir_all(directory.path().join(folder)).unwrap();
         }
-        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), secrets: Vec::new() }
+        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), secrets: Secrets::default() }
     }
 
     /// Adds a flag to every start.
@@ -126,7 +128,7 @@ impl ServerProcess {
             }
         });
         match announced.recv_timeout(std::time::Duration::from_secs(60)) {
-            Ok(address) => Self { child, address: address.parse().unwrap(), log, reader: Some(reader), secrets: home.secrets.clone() },
+            Ok(address) => Self { child, address: address.parse().unwrap(), log, reader: Some(reader), secrets: Arc::clone(&home.secrets) },
             Err(_) => {
                 let _ = child.kill();
                 panic!("the server did not start: {:#?}", log.lock().unwrap())
@@ -194,7 +196,7 @@ impl ServerProcess {
         let _ = reader.join();
         let log = self.log().join("\n");
         let mut leaks = Vec::new();
-        for secret in self.secrets.iter().map(String::as_str).chain([MARK]) {
+        for secret in self.secrets.lock().unwrap().iter().map(String::as_str).chain([MARK]) {
             for (place, content) in [("log", log.as_bytes()), ("metrics", metrics)] {
                 leaks.extend(found(secret, content).map(|leak| format!("{place}: {leak}")));
             }

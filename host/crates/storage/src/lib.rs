@@ -154,7 +154,7 @@ impl Storage {
         Self::open_read_only_with_keys(url, Keyring::default()).await
     }
 
-    /// As [`Self::open_read_only`], with keys. Without the right ones what does not look at sealed values can be had all the same.
+    /// As [`Self::open_read_only`], with keys. Without any, whatever needs no look into a sealed value can be had all the same.
     ///
     /// # Errors
     /// [`StorageError::Key`] when keys are given, and values are sealed under one that is not among them.
