@@ -4,7 +4,7 @@
 //! another one than before, or there was none, every value is sealed anew: in small steps behind what devices wait for, from the beginning
 //! again if the server ends meanwhile. What is sealed already is only looked at then.
 
-use crate::keyring::Keyring;
+use crate::keyring::{Key, Keyring};
 use crate::sealed::{self, COLUMNS, Column, HEAD};
 use crate::sql::{Columns as _, Db, args};
 use crate::writer::{Class, Outcome, Tx};
@@ -212,7 +212,7 @@ impl Storage {
     }
 
     async fn complete_sealing(&self) -> Result<(), StorageError> {
-        let id: Arc<str> = self.keyring().sealing().map_or_else(String::new, |key| key.id_text()).into();
+        let id: Arc<str> = self.keyring().sealing().map_or_else(String::new, Key::id_text).into();
         self.write(Class::Background, move |tx| {
             let id = Arc::clone(&id);
             Box::pin(async move {
