@@ -38,7 +38,7 @@ async fn answer(State(asked): State<Asked>, request: Request) -> Response<Body> 
     if last == "slow" {
         std::future::pending::<()>().await;
     }
-    let key = if last == "forged" { "another" } else { "theirs" };
+    let key = if last == "forged" { "another" } else { "kanarienvogel-theirs" };
     let mut response = Response::builder().status(status);
     if last != "unsigned" {
         response = response.header("X-Hmac-Signature", signature(key, &document));
@@ -60,7 +60,14 @@ async fn other_server() -> (String, Asked) {
 async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
     let (url, asked) = other_server().await;
     let authority = Authority::new(61).unwrap();
-    let home = Home::new(&authority.root_pem()).with(&["--dm", &url, "--dm-send-hmac-key", "ours", "--dm-recv-hmac-key", "theirs"]);
+    let home = Home::new(&authority.root_pem()).with(&[
+        "--dm",
+        &url,
+        "--dm-send-hmac-key",
+        "kanarienvogel-ours",
+        "--dm-recv-hmac-key",
+        "kanarienvogel-theirs",
+    ]);
     let server = home.start();
     let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
     let mut device = Device::new(&authority, 1).unwrap();
@@ -79,11 +86,11 @@ async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
         assert_eq!(headers["x-enrollment-id"], device.id().as_str());
         assert_eq!(headers["x-enrollment-type"], "Device");
         assert!(!headers.contains_key("x-enrollment-parentid") && !headers.contains_key("mdm-signature"));
-        assert_eq!(headers["x-hmac-signature"], signature("ours", b"").as_str(), "an empty body is signed too");
+        assert_eq!(headers["x-hmac-signature"], signature("kanarienvogel-ours", b"").as_str(), "an empty body is signed too");
         let (method, uri, headers, body) = &asked[1];
         assert_eq!((method.as_str(), uri.as_str(), body.as_slice()), ("PUT", "/ddm/status", &b"{\"StatusItems\":{}}"[..]));
         assert_eq!(headers["content-type"], "application/json");
-        assert_eq!(headers["x-hmac-signature"], signature("ours", body).as_str());
+        assert_eq!(headers["x-hmac-signature"], signature("kanarienvogel-ours", body).as_str());
     }
     for (endpoint, expected) in [
         ("declaration/asset/204", 204),

@@ -5,6 +5,7 @@
 mod alternating_builds;
 mod api;
 mod auth_proxy;
+mod canaries;
 mod check_in_answers;
 mod declarative_management;
 mod demo;

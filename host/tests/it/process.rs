@@ -1,19 +1,29 @@
 //! The real program as a process of its own, as an operator runs it.
 
-use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
-pub(crate) const API_KEY: &str = "a-key-for-tests";
+use wasmdm_simulator::canary::{MARK, found};
 
-/// A running `wasmdm serve`; killed when dropped.
+/// It holds the canaries' mark: no log may show it.
+pub(crate) const API_KEY: &str = "kanarienvogel-a-key-for-tests";
+
+pub(crate) type Secrets = Arc<Mutex<Vec<String>>>;
+
+/// A running `wasmdm serve`; killed when dropped. At its end its whole log and its metrics are searched for secrets.
 pub(crate) struct ServerProcess {
     child: Child,
     pub(crate) address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
+    /// Ends with the log.
+    reader: Option<JoinHandle<()>>,
+    /// What is secret beside all that holds the mark of the canaries.
+    secrets: Secrets,
 }
 
 /// Where a server keeps its state, and whom it believes.
@@ -23,6 +33,8 @@ pub(crate) struct Home {
     listen: String,
     extra: Vec<String>,
     environment: Vec<(String, PathBuf)>,
+    /// Words that no server of this home may show, also those that it learns while it runs.
+    pub(crate) secrets: Secrets,
 }
 
 impl Home {
@@ -41,7 +53,7 @@ impl Home {
         for folder in ["data/plugins", "data/plugins.d"] {
             std::fs::create_dir_all(directory.path().join(folder)).unwrap();
         }
-        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), environment: Vec::new() }
+        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), environment: Vec::new(), secrets: Secrets::default() }
     }
 
     /// Adds a flag to every start.
@@ -114,7 +126,7 @@ impl ServerProcess {
         let (announce, announced) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let kept = Arc::clone(&log);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if let Some((_, address)) = line.split_once("wasmdm listens on ") {
                     // The field follows the message.
@@ -124,7 +136,7 @@ impl ServerProcess {
             }
         });
         match announced.recv_timeout(std::time::Duration::from_secs(60)) {
-            Ok(address) => Self { child, address: address.parse().unwrap(), log },
+            Ok(address) => Self { child, address: address.parse().unwrap(), log, reader: Some(reader), secrets: Arc::clone(&home.secrets) },
             Err(_) => {
                 let _ = child.kill();
                 panic!("the server did not start: {:#?}", log.lock().unwrap())
@@ -151,6 +163,55 @@ impl ServerProcess {
         self.child.wait().unwrap();
     }
 
+    /// Asks it to end, as a service manager does, and waits until it has.
+    pub(crate) fn stop(mut self) {
+        let metrics = self.metrics();
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+        let leaks = self.leaks(&metrics);
+        assert!(leaks.is_empty(), "{leaks:#?}");
+    }
+
+    /// Ends it, and answers which secrets its log and its metrics show.
+    pub(crate) fn finish(&mut self) -> Vec<String> {
+        let metrics = self.metrics();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.leaks(&metrics)
+    }
+
+    /// As they are now; nothing if it does not answer.
+    fn metrics(&mut self) -> Vec<u8> {
+        let mut answer = Vec::new();
+        if self.reader.is_none() || !matches!(self.child.try_wait(), Ok(None)) {
+            return answer;
+        }
+        let patience = Some(std::time::Duration::from_secs(5));
+        if let Ok(mut connection) = TcpStream::connect(self.address) {
+            let _ = connection.set_read_timeout(patience);
+            let _ = connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let _ = connection.read_to_end(&mut answer);
+        }
+        answer
+    }
+
+    /// Once, after the end of the process.
+    fn leaks(&mut self, metrics: &[u8]) -> Vec<String> {
+        let Some(reader) = self.reader.take() else {
+            return Vec::new();
+        };
+        let _ = reader.join();
+        let log = self.log().join("\n");
+        let mut leaks = Vec::new();
+        for secret in self.secrets.lock().unwrap().iter().map(String::as_str).chain([MARK]) {
+            for (place, content) in [("log", log.as_bytes()), ("metrics", metrics)] {
+                leaks.extend(found(secret, content).map(|leak| format!("{place}: {leak}")));
+            }
+        }
+        leaks
+    }
+
     /// Resident memory in bytes.
     pub(crate) fn resident(&self) -> u64 {
         resident(self.pid())
@@ -159,8 +220,9 @@ impl ServerProcess {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let leaks = self.finish();
+        // A test that has failed already says why by itself.
+        assert!(leaks.is_empty() || std::thread::panicking(), "a secret is shown: {leaks:#?}");
     }
 }
 

@@ -10,12 +10,13 @@ use plist::{Date, Dictionary, Value};
 use serde_json::Value as Json;
 use wasmdm_protocol::enrollment::{EnrollmentKind, TenantId};
 use wasmdm_simulator::authority::CertificateRequest;
+use wasmdm_simulator::canary::{MARK, found_in};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Message, Product};
 
 use crate::api::{enqueue_at, enqueue_with};
 use crate::in_process::Server;
 
-const MANIFEST: &str = r#"[plugin]
+pub(crate) const MANIFEST: &str = r#"[plugin]
 name = "recorder"
 version = "1.0.0"
 wasm = "plugin.wasm"
@@ -35,7 +36,7 @@ kv = true
 enrollments = ["read"]
 commands = ["enqueue:DeviceInformation", "enqueue:SecurityInfo"]
 "#;
-const GRANT: &str = "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\nenrollments = [\"read\"]\n\
+pub(crate) const GRANT: &str = "enabled = true\n[grants]\nkv = { bytes = \"16MiB\" }\nenrollments = [\"read\"]\n\
     commands = [\"enqueue:DeviceInformation\", \"enqueue:SecurityInfo\"]\n";
 
 /// Of the guest that answers check-ins, which keeps what it is handed as well.
@@ -55,7 +56,7 @@ kv = true
 const ANSWERING_GRANT: &str = "enabled = true\n[limits]\nanswer = \"20s\"\ncpu = \"2s\"\n[grants]\nkv = { bytes = \"16MiB\" }\n";
 
 /// The plugin of `host/tests/recorder`, built from source.
-fn recorder() -> Vec<u8> {
+pub(crate) fn recorder() -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorder");
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("recorder");
     let mut build = Command::new("cargo");
@@ -155,7 +156,7 @@ fn odd_report(device: &Device, uuid: &str) -> Message {
         ("Infinite", Value::Real(f64::INFINITY)),
         ("Form", Value::Dictionary(form)),
         ("NoForm", Value::Dictionary(many)),
-        ("UnlockToken", Value::Data(vec![1, 2, 3])),
+        ("UnlockToken", Value::Data(MARK.into())),
         ("Empty", Value::Array(vec![Value::Dictionary(Dictionary::new()), Value::Array(vec![])])),
     ];
     for (key, value) in values {
@@ -192,6 +193,10 @@ async fn live(server: &Server, authority: &Authority) {
             let watch = device.get_token_with("com.apple.watch.pairing", parameters.into_iter().collect());
             let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), watch, device.return_to_service()];
             for message in others.into_iter().chain([device.user_authenticate(None), device.get_bootstrap_token()]) {
+            let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), device.return_to_service()];
+            for message in
+                others.into_iter().chain([device.user_authenticate(None), device.user_authenticate(Some(MARK)), device.get_bootstrap_token()])
+            {
                 device.send(&mut connection, message.unwrap()).await.unwrap();
             }
             if kind == EnrollmentKind::Device {
@@ -300,6 +305,7 @@ async fn what_a_plugin_is_handed_is_what_the_schemas_say() {
     let mut decisions = 0;
     for (key, handed) in &recorded {
         contract.check(&["call_info_facts"], &handed["call"]);
+        assert_eq!(found_in(handed.to_string().as_bytes()), None, "{key}");
         for enrollment in ["enrollment", "enrollment_now"] {
             if let Some(facts) = handed.get(enrollment) {
                 contract.check(&["enrollment_facts"], facts);

@@ -11,18 +11,19 @@ use axum::http::{HeaderMap, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use wasmdm_simulator::canary::found_in;
 use wasmdm_simulator::{Authority, Connection, Device, Target};
 
 use crate::process::Home;
 
 /// Headers and body of a request.
-type Heard = (HeaderMap, Vec<u8>);
+pub(crate) type Heard = (HeaderMap, Vec<u8>);
 
 /// A receiver, which answers what it is told to and then 200.
 #[derive(Clone, Default)]
-struct Receiver {
+pub(crate) struct Receiver {
     answers: Arc<Mutex<Vec<StatusCode>>>,
-    heard: Arc<Mutex<Vec<Heard>>>,
+    pub(crate) heard: Arc<Mutex<Vec<Heard>>>,
 }
 
 async fn hear(State(receiver): State<Receiver>, request: Request) -> Response<Body> {
@@ -34,7 +35,7 @@ async fn hear(State(receiver): State<Receiver>, request: Request) -> Response<Bo
 }
 
 impl Receiver {
-    async fn start(answers: &[StatusCode]) -> (String, Self) {
+    pub(crate) async fn start(answers: &[StatusCode]) -> (String, Self) {
         let receiver = Self::default();
         receiver.answers.lock().unwrap().extend(answers.iter().rev());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -45,7 +46,7 @@ impl Receiver {
     }
 
     /// Once it has heard so many: their JSON, in order.
-    async fn events(&self, number: usize) -> Vec<Value> {
+    pub(crate) async fn events(&self, number: usize) -> Vec<Value> {
         for _ in 0..3000 {
             if self.heard.lock().unwrap().len() >= number {
                 break;
@@ -67,7 +68,8 @@ async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
     let (first, one) = Receiver::start(&[]).await;
     let (second, two) = Receiver::start(&[]).await;
     let authority = Authority::new(71).unwrap();
-    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &first, "--webhook-url", &second, "--webhook-hmac-key", "shared"]);
+    let home =
+        Home::new(&authority.root_pem()).with(&["--webhook-url", &first, "--webhook-url", &second, "--webhook-hmac-key", "kanarienvogel-shared"]);
     let server = home.start();
     let mut connection = Connection::new(Target::parse(&format!("{}/mdm?team=red", server.url())).unwrap());
     let mut device = Device::new(&authority, 1).unwrap();
@@ -96,6 +98,7 @@ async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
             let payload = STANDARD.decode(message["raw_payload"].as_str().unwrap()).unwrap();
             let text = String::from_utf8(payload.clone()).unwrap();
             assert!(plist::from_bytes::<plist::Value>(&payload).is_ok());
+            assert_eq!(found_in(&payload), None);
             assert!(!text.contains(&device.push_magic) && !text.contains(&STANDARD.encode(b"very secret")), "{text}");
         }
         assert_eq!(events[1]["checkin_event"]["token_update_tally"], 1);
@@ -108,12 +111,13 @@ async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
         let heard = receiver.heard.lock().unwrap();
         for (headers, body) in heard.iter() {
             assert_eq!(headers["content-type"], "application/json; charset=utf-8");
-            let key = hmac::Key::new(hmac::HMAC_SHA256, b"shared");
+            let key = hmac::Key::new(hmac::HMAC_SHA256, b"kanarienvogel-shared");
             assert_eq!(headers["x-hmac-signature"], STANDARD.encode(hmac::sign(&key, body)).as_str());
             // NanoMDM's order of keys, to the byte.
             let mut sorted: Value = serde_json::from_slice(body).unwrap();
             sorted.sort_all_objects();
             assert_eq!(serde_json::to_vec(&sorted).unwrap(), *body);
+            assert_eq!(found_in(body), None);
             let text = String::from_utf8_lossy(body);
             let holds_secrets = text.contains("mdm.TokenUpdate") || text.contains("mdm.SetBootstrapToken");
             assert_eq!(headers.contains_key("x-wasmdm-redacted"), holds_secrets, "{text}");

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use crate::canary;
 use crate::error::SimulatorError;
 use crate::measure::Tally;
 
@@ -171,7 +172,7 @@ impl Connection {
         let limit = self.timeout;
         let begin = self.due.take().unwrap_or_else(Instant::now);
         let outcome = match tokio::time::timeout(limit, self.exchange(request)).await {
-            Ok(Ok(answer)) => Ok(answer),
+            Ok(Ok(answer)) => without_secrets(answer),
             Ok(Err(problem)) => Err(SimulatorError::Transport { server: self.target.authority.clone(), problem }),
             Err(_) => Err(SimulatorError::TimedOut { server: self.target.authority.clone(), limit }),
         };
@@ -249,6 +250,15 @@ async fn converse(open: &mut Open, request: Request<Full<Bytes>>) -> Result<(Ans
     })
     .await?;
     Ok((answer, driver_done))
+}
+
+/// Errors are read by people and kept in logs: none may repeat what a device has said in confidence.
+fn without_secrets(answer: Answer) -> Result<Answer, SimulatorError> {
+    let is_error = answer.status.is_client_error() || answer.status.is_server_error();
+    match is_error.then(|| canary::found_in(&answer.body)).flatten() {
+        Some(secret) => Err(SimulatorError::Leak { status: answer.status.as_u16(), secret }),
+        None => Ok(answer),
+    }
 }
 
 fn describe(error: &(dyn std::error::Error + 'static)) -> String {

@@ -13,6 +13,7 @@ use wasmdm_protocol::enrollment::EnrollmentKind;
 
 use crate::authority::{Authority, Identity, derive, derive_uuid};
 use crate::behaviour::{Answering, Behaviour};
+use crate::canary::{MARK, marked};
 use crate::connection::{Answer, Connection, MDM_SIGNATURE};
 use crate::error::SimulatorError;
 use crate::journal::{JournalWriter, hex};
@@ -122,6 +123,10 @@ pub struct Prepared {
     pub headers: HeaderMap,
 }
 
+fn secret_uuid(seed: u64, label: &str, number: u64) -> String {
+    format!("{MARK}-{}", derive_uuid(seed, label, number).hyphenated().to_string().to_uppercase())
+}
+
 /// A simulated device, or one user's channel of it.
 #[derive(Debug)]
 pub struct Device {
@@ -221,8 +226,8 @@ impl Device {
             user_long_name: format!("Simulated User {number}"),
             serial_number,
             topic: options.topic.unwrap_or_else(|| authority.topic().to_owned()),
-            push_magic: derived("push magic"),
-            token: derive(seed, "token", number).to_vec(),
+            push_magic: secret_uuid(seed, "push magic", number),
+            token: marked(derive(seed, "token", number)),
             awaiting_configuration: options.awaiting_configuration,
             proof: options.proof,
             behaviour: options.behaviour,
@@ -321,8 +326,8 @@ impl Device {
         if self.kind.is_device_channel() {
             return self.token_update();
         }
-        let magic = derive_uuid(self.seed, "device push magic", self.number).hyphenated().to_string().to_uppercase();
-        let token = derive(self.seed, "device token", self.number);
+        let magic = secret_uuid(self.seed, "device push magic", self.number);
+        let token = marked(derive(self.seed, "device token", self.number));
         self.token_update_of(self.device_identifiers(), &magic, &token).map(Message::for_device_channel)
     }
 
@@ -336,8 +341,8 @@ impl Device {
         }
         // Only a device that can be unlocked from afar has one: not Macs, User Enrollments or Shared iPads.
         if is_device_channel && self.kind == EnrollmentKind::Device && self.product != Product::Mac {
-            let token = derive(self.seed, "unlock token", self.number);
-            keys.insert("UnlockToken".into(), Value::Data(token.to_vec()));
+            let token = marked(derive(self.seed, "unlock token", self.number));
+            keys.insert("UnlockToken".into(), Value::Data(token));
         }
         if !is_device_channel && self.product == Product::Mac {
             keys.insert("NotOnConsole".into(), false.into());
@@ -348,8 +353,8 @@ impl Device {
     /// Takes another push token and magic, as devices do now and then; the next `TokenUpdate` says so.
     pub fn rotate_push_token(&mut self, generation: u64) {
         let number = self.number.rotate_left(32) ^ generation;
-        self.push_magic = derive_uuid(self.seed, "rotated push magic", number).hyphenated().to_string().to_uppercase();
-        self.token = derive(self.seed, "rotated token", number).to_vec();
+        self.push_magic = secret_uuid(self.seed, "rotated push magic", number);
+        self.token = marked(derive(self.seed, "rotated token", number));
     }
 
     /// `CheckOut` of its channel.
@@ -361,7 +366,7 @@ impl Device {
 
     /// The bootstrap token that the device would escrow.
     pub fn bootstrap_token(&self) -> Vec<u8> {
-        derive(self.seed, "bootstrap token", self.number).to_vec()
+        marked(derive(self.seed, "bootstrap token", self.number))
     }
 
     /// `SetBootstrapToken`; without a token it deletes the escrowed one.

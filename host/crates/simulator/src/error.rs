@@ -52,6 +52,14 @@ pub enum SimulatorError {
         /// What is wrong with it.
         problem: String,
     },
+    /// An answer other than 2xx that repeats a secret of a device.
+    #[error("an answer {status} repeats a secret of a device {secret}")]
+    Leak {
+        /// HTTP status.
+        status: u16,
+        /// How it is written there.
+        secret: String,
+    },
     /// A key, certificate or signature could not be made.
     #[error("{what}: {problem}")]
     Cryptography {

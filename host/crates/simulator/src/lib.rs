@@ -8,6 +8,7 @@ pub mod api;
 pub mod apns;
 pub mod authority;
 pub mod behaviour;
+pub mod canary;
 pub mod cli;
 pub mod connection;
 mod der;

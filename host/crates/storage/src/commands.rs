@@ -506,7 +506,6 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     {
         return Ok(EnqueueOutcome::AlreadyQueued { uuid: row.text(0)? });
     }
-    let sha256 = tx.keyring.digest(&command.raw);
     match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
         Some(row) if !tx.keyring.is_digest_of(&row.text(0)?, &command.raw)? => return Ok(EnqueueOutcome::UuidReused),
         Some(_) => {
@@ -516,7 +515,8 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
         }
         None => {
             let body = tx.keyring.at(&sealed::COMMAND_BODY, tenant, &[&command.uuid]).seal(&command.raw)?;
-            let args = args![tenant.as_str(), command.uuid.as_str(), command.request_type.as_str(), body, sha256, now.as_millis()];
+            let digest = tx.keyring.digest(&command.raw);
+            let args = args![tenant.as_str(), command.uuid.as_str(), command.request_type.as_str(), body, digest, now.as_millis()];
             tx.run(INSERT_COMMAND, args).await?;
         }
     }
@@ -759,11 +759,10 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
 async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<bool, StorageError> {
     match tx.one(SELECT_RESULT, args![row.enrollment.as_str(), row.uuid.as_str()]).await? {
         Some(stored) if stored.text(0)? == status => {
-            let place = tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).open(stored.blob(1)?)?;
-            Ok(place == input.raw)
+            let report = tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).open(stored.blob(1)?)?;
+            Ok(report == input.raw)
         }
-        Some(_) => Ok(false),
-        None => Ok(false),
+        _ => Ok(false),
     }
 }
 

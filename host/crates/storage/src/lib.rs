@@ -102,6 +102,9 @@ impl Storage {
     /// [`StorageError::Key`] when values are sealed under a key that is not among them.
     pub async fn open_with_keys(options: OpenOptions, keyring: Keyring) -> Result<Self, StorageError> {
         let (storage, connect, is_sealed) = Self::open_unsealed(options, keyring).await?;
+        if !storage.keyring().is_empty() {
+            metrics::gauge!("wasmdm_storage_resealing").set(if is_sealed { 0.0 } else { 1.0 });
+        }
         if !is_sealed {
             storage.inner.tasks.spawn(storage.clone().reseal_in_background(connect));
         }
@@ -153,7 +156,7 @@ impl Storage {
         Self::open_read_only_with_keys(url, Keyring::default()).await
     }
 
-    /// As [`Self::open_read_only`], with keys. Without the right ones what does not look at sealed values can be had all the same.
+    /// As [`Self::open_read_only`], with keys. Without any, whatever needs no look into a sealed value can be had all the same.
     ///
     /// # Errors
     /// [`StorageError::Key`] when keys are given, and values are sealed under one that is not among them.

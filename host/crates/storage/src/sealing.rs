@@ -4,7 +4,7 @@
 //! another one than before, or there was none, every value is sealed anew: in small steps behind what devices wait for, from the beginning
 //! again if the server ends meanwhile. What is sealed already is only looked at then.
 
-use crate::keyring::Keyring;
+use crate::keyring::{Key, Keyring};
 use crate::sealed::{self, COLUMNS, Column, HEAD};
 use crate::sql::{Columns as _, Db, args};
 use crate::writer::{Class, Outcome, Tx};
@@ -174,7 +174,6 @@ impl Storage {
     /// Until every value is as the first key wants it, or the database is closed.
     pub(crate) async fn reseal_in_background(self, connect: AnyConnectOptions) {
         tracing::info!("Values of the database are not all sealed under the first key: they are sealed anew, beside everything else");
-        metrics::gauge!("wasmdm_storage_resealing").set(1);
         let mut pass = Pass::default();
         while let Err(error) = pass.run(&self).await {
             if self.is_closed() {
@@ -213,7 +212,7 @@ impl Storage {
     }
 
     async fn complete_sealing(&self) -> Result<(), StorageError> {
-        let id: Arc<str> = self.keyring().sealing().map_or_else(String::new, |key| key.id_text()).into();
+        let id: Arc<str> = self.keyring().sealing().map_or_else(String::new, Key::id_text).into();
         self.write(Class::Background, move |tx| {
             let id = Arc::clone(&id);
             Box::pin(async move {
