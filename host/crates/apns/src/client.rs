@@ -304,9 +304,9 @@ impl Apns {
                     }
                     return outcome;
                 }
-                Exchange::Unprocessed { problem, connection_ends } => {
-                    if connection_ends {
-                        pool.retire(connection, &Retirement::Ended(problem.clone()));
+                Exchange::Unprocessed { problem, end } => {
+                    if let Some(end) = end {
+                        pool.retire(connection, &end);
                     }
                     refusal = problem;
                 }

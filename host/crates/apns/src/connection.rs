@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use uuid::Uuid;
 
 use crate::client::Shared;
-use crate::outcome::{Outcome, judge};
+use crate::outcome::{Fault, Outcome, announced_reason, judge};
 use crate::pool::{Pool, Retirement};
 
 /// How long one address may take: a name often has several, and one of them may lead nowhere.
@@ -38,6 +38,8 @@ type Wire = h2::client::Connection<Witnessed, Bytes>;
 /// What the pool and the pushes hold. The last of them to let go ends the connection.
 pub(crate) struct Connection {
     sender: SendRequest<Bytes>,
+    /// Of the certificate that it was opened with.
+    version: i64,
     /// How many pushes it may carry.
     limit: AtomicUsize,
     most: usize,
@@ -64,8 +66,8 @@ pub(crate) enum Exchange {
     Unprocessed {
         /// What it said.
         problem: String,
-        /// Whether nothing else can be sent on this connection either.
-        connection_ends: bool,
+        /// Why nothing else can be sent on this connection either, if that is so.
+        end: Option<Retirement>,
     },
     /// Nobody knows.
     Lost(String),
@@ -76,7 +78,7 @@ pub(crate) enum Exchange {
 impl Connection {
     /// Opens one and starts its driver. It has proved that the service takes the client certificate and has said how many streams it
     /// allows: with TLS 1.3 a client learns of neither before the first answer, so a PING is sent and awaited.
-    pub(crate) async fn open(shared: &Shared, config: Arc<ClientConfig>, pool: Weak<Pool>) -> Result<Arc<Self>, OpenError> {
+    pub(crate) async fn open(shared: &Shared, config: Arc<ClientConfig>, version: i64, pool: Weak<Pool>) -> Result<Arc<Self>, OpenError> {
         let limit = shared.options.connect_timeout;
         let opening = async {
             let stream = reach(shared).await?;
@@ -86,8 +88,10 @@ impl Connection {
             }
             let alert = Arc::new(OnceLock::new());
             let stream = Witnessed { inner: stream, alert: Arc::clone(&alert) };
-            let failed =
-                |error: h2::Error| OpenError { problem: describe(&error), certificate: alert.get().copied().is_some_and(is_about_the_certificate) };
+            let failed = |error: h2::Error| OpenError {
+                problem: describe(&error),
+                certificate: dismisses_the_certificate(&error) || alert.get().copied().is_some_and(is_about_the_certificate),
+            };
             let mut builder = h2::client::Builder::new();
             let (sender, mut wire) = builder.enable_push(false).handshake::<_, Bytes>(stream).await.map_err(failed)?;
             let mut pings = wire.ping_pong().ok_or_else(|| OpenError { problem: "no PING is possible".into(), certificate: false })?;
@@ -111,6 +115,7 @@ impl Connection {
             limit: AtomicUsize::new(sender.current_max_send_streams().clamp(1, most)),
             most,
             sender,
+            version,
             in_flight: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
             proved: AtomicBool::new(false),
@@ -126,6 +131,10 @@ impl Connection {
         };
         shared.tasks.spawn(driver.drive(wire, pings));
         Ok(connection)
+    }
+
+    pub(crate) const fn version(&self) -> i64 {
+        self.version
     }
 
     /// Whether it may carry one more.
@@ -165,7 +174,7 @@ impl Connection {
         let (response, mut stream) = match sender.send_request(head.clone(), false) {
             Ok(begun) => begun,
             // Nothing left this process: the connection has ended, or has run out of stream numbers.
-            Err(error) => return Exchange::Unprocessed { problem: describe(&error), connection_ends: true },
+            Err(error) => return Exchange::Unprocessed { problem: describe(&error), end: Some(retirement(&error)) },
         };
         // What is wrong with the stream is told by the answer.
         let _ = stream.send_data(body.clone(), true);
@@ -184,11 +193,11 @@ impl Connection {
         let problem = describe(error);
         // h2 gives this error only to streams beyond the last that the GOAWAY names: those were not processed. The others go on.
         if error.is_go_away() && error.is_remote() {
-            return Exchange::Unprocessed { problem, connection_ends: true };
+            return Exchange::Unprocessed { problem, end: Some(retirement(error)) };
         }
         if error.is_reset() && error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM) {
             self.limit.store(self.sender.current_max_send_streams().clamp(1, self.most), Ordering::Relaxed);
-            return Exchange::Unprocessed { problem, connection_ends: false };
+            return Exchange::Unprocessed { problem, end: None };
         }
         Exchange::Lost(problem)
     }
@@ -307,6 +316,21 @@ const fn is_about_the_certificate(alert: AlertDescription) -> bool {
     )
 }
 
+/// What the end of a connection says of it.
+fn retirement(error: &h2::Error) -> Retirement {
+    if dismisses_the_certificate(error) { Retirement::Dismissed(describe(error)) } else { Retirement::Ended(describe(error)) }
+}
+
+/// Whether a GOAWAY carries one of Apple's reasons that speak of the certificate. h2 shows the frame's data only in the error's words.
+fn dismisses_the_certificate(error: &h2::Error) -> bool {
+    if !(error.is_go_away() && error.is_remote()) {
+        return false;
+    }
+    let words = error.to_string();
+    let data = words.find('{').zip(words.rfind('}')).and_then(|(begin, end)| words.get(begin..=end)).unwrap_or_default();
+    announced_reason(&data.replace('\\', "")).is_some_and(|reason| reason.fault() == Fault::Certificate)
+}
+
 fn describe(error: &h2::Error) -> String {
     bounded(error.to_string())
 }
@@ -335,9 +359,9 @@ impl Driver {
         let mut pong_due: Option<Instant> = None;
         let mut answers = 0;
         let mut idle = Duration::ZERO;
-        let problem = loop {
+        let end = loop {
             let ask = tokio::select! {
-                ended = &mut wire => break ended.err().map_or_else(|| "the connection was closed".to_owned(), |error| describe(&error)),
+                ended = &mut wire => break ended.err().map_or_else(|| Retirement::Ended("the connection was closed".into()), |error| retirement(&error)),
                 () = self.doubted.notified(), if pong_due.is_none() => true,
                 _ = tick.tick() => {
                     // Without holders it ends by itself, unless its last bytes are stuck.
@@ -356,23 +380,23 @@ impl Driver {
                 }
                 pong = poll_fn(|context| pings.poll_pong(context)), if pong_due.is_some() => {
                     if let Err(error) = pong {
-                        break describe(&error);
+                        break retirement(&error);
                     }
                     pong_due = None;
                     false
                 }
                 () = tokio::time::sleep_until(pong_due.unwrap_or_else(Instant::now)), if pong_due.is_some() => {
-                    break format!("no answer to a PING within {:?}", self.ping_timeout);
+                    break Retirement::Ended(format!("no answer to a PING within {:?}", self.ping_timeout));
                 }
             };
             if ask {
                 if let Err(error) = pings.send_ping(Ping::opaque()) {
-                    break describe(&error);
+                    break retirement(&error);
                 }
                 pong_due = Some(Instant::now() + self.ping_timeout);
             }
         };
-        self.retire(&Retirement::Ended(problem));
+        self.retire(&end);
     }
 
     fn retire(&self, why: &Retirement) {

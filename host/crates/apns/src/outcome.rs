@@ -352,6 +352,11 @@ pub(crate) struct ErrorBody {
     timestamp: Option<i64>,
 }
 
+/// The reason with which a connection was ended.
+pub(crate) fn announced_reason(data: &str) -> Option<Rejection> {
+    serde_json::from_str::<ErrorBody>(data).ok().map(|body| Rejection::new(0, &body.reason, None))
+}
+
 /// What an answer means.
 pub(crate) fn judge(status: u16, sent: Uuid, headers: &http::HeaderMap, body: &[u8]) -> Outcome {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());

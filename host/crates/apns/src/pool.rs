@@ -74,6 +74,8 @@ pub(crate) enum Retirement {
     Ended(String),
     /// The service answered that it is going away.
     Shutdown(String),
+    /// The service closed it because of the push certificate.
+    Dismissed(String),
     /// Nobody needed it.
     Idle,
 }
@@ -212,9 +214,9 @@ impl Pool {
             }
         };
         state.opening = Some(attempt);
-        let pool = Arc::clone(self);
+        let (pool, version) = (Arc::clone(self), state.certificate.version());
         self.shared.tasks.spawn(async move {
-            let opened = Connection::open(&pool.shared, config, Arc::downgrade(&pool)).await;
+            let opened = Connection::open(&pool.shared, config, version, Arc::downgrade(&pool)).await;
             pool.finish(attempt, opened);
         });
     }
@@ -293,13 +295,20 @@ impl Pool {
         let mut state = self.state.lock();
         let before = state.connections.len();
         state.connections.retain(|one| !Arc::ptr_eq(one, connection));
-        if state.connections.len() == before {
+        let was_in_use = state.connections.len() < before;
+        // The end of a connection may be noticed before its reason is: this reason is worth telling late, once, of the current certificate.
+        let is_news = matches!(why, Retirement::Dismissed(_))
+            && connection.version() == state.certificate.version()
+            && state.connections.is_empty()
+            && !matches!(state.failure, Some(Failure::CertificateRefused { .. }));
+        if !was_in_use && !is_news {
             return;
         }
         debug!(topic = &*self.topic, ?why, "A connection for topic {} is given up", self.topic);
         let failure = match why {
             Retirement::Idle => None,
             Retirement::Ended(_) | Retirement::Shutdown(_) if connection.is_proved() => None,
+            Retirement::Dismissed(problem) => Some(Failure::CertificateRefused { problem: problem.clone(), retry_after: Duration::ZERO }),
             Retirement::Shutdown(problem) => Some(Failure::Refused { problem: problem.clone(), retry_after: Duration::ZERO }),
             Retirement::Ended(problem) => {
                 Some(Failure::Unreachable { endpoint: self.shared.authority.clone(), problem: problem.clone(), retry_after: Duration::ZERO })

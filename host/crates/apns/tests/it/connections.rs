@@ -148,6 +148,24 @@ async fn a_service_that_only_refuses_is_not_asked_for_ever() {
     assert_eq!(fake.counters().requests, 6);
 }
 
+/// Apple may say it when it closes the connection instead of in an answer.
+#[tokio::test]
+async fn a_goaway_because_of_the_certificate_is_told_from_any_other() {
+    let fake = FakeApns::start().unwrap();
+    let apns = client(&fake);
+    let certificate = certificate(&fake, TOPIC);
+    fake.add_rule(Rule::for_token(&token(1), Effect::Dismiss("BadCertificateEnvironment".into())).times(1));
+    fake.add_rule(Rule::for_token(&token(2), Effect::Dismiss("IdleTimeout".into())).times(1));
+    let hour = Duration::from_hours(1);
+    let patient = Apns::new(ApnsOptions { shortest_backoff: hour, longest_backoff: hour, ..options(&fake) }).unwrap();
+    let outcome = patient.push(&certificate, &notification(1)).await;
+    let Outcome::Failed(Failure::CertificateRefused { problem, .. }) = &outcome else { panic!("{outcome:?}") };
+    assert!(problem.contains("BadCertificateEnvironment"), "{problem}");
+    assert!(!outcome.may_have_woken());
+    assert!(apns.push(&certificate, &notification(2)).await.is_accepted(), "over a new connection");
+    assert_eq!(fake.counters().delivered, 1);
+}
+
 #[tokio::test]
 async fn a_503_makes_the_client_connect_anew() {
     let fake = FakeApns::start().unwrap();
@@ -179,11 +197,11 @@ async fn a_cut_connection_leaves_its_pushes_undecided_and_the_next_push_connects
 #[tokio::test]
 async fn a_push_without_an_answer_ends_at_its_time_and_others_go_on() {
     let fake = FakeApns::start().unwrap();
-    let apns = Apns::new(ApnsOptions { push_timeout: Duration::from_millis(100), ..options(&fake) }).unwrap();
+    let apns = Apns::new(ApnsOptions { push_timeout: Duration::from_secs(2), ..options(&fake) }).unwrap();
     let certificate = certificate(&fake, TOPIC);
     fake.add_rule(Rule::for_token(&token(1), Effect::Silence));
     let outcome = apns.push(&certificate, &notification(1)).await;
-    assert_eq!(outcome, Outcome::Failed(Failure::TimedOut { limit: Duration::from_millis(100), sent: true }));
+    assert_eq!(outcome, Outcome::Failed(Failure::TimedOut { limit: Duration::from_secs(2), sent: true }));
     assert!(outcome.may_have_woken());
     assert!(apns.push(&certificate, &notification(2)).await.is_accepted());
     assert_eq!(fake.counters().connections, 1, "the service still answers PINGs, so the connection is kept");
@@ -207,8 +225,8 @@ async fn a_connection_that_died_silently_is_found_by_a_ping() {
     let fake = FakeApns::start().unwrap();
     let relay = crate::relay::Relay::to(fake.address());
     let endpoint = Endpoint::parse(&format!("localhost:{}", relay.port())).unwrap();
-    let short = Duration::from_millis(20);
-    let apns = Apns::new(ApnsOptions { endpoint, keep_alive: short, ping_timeout: short, ..options(&fake) }).unwrap();
+    let (keep_alive, ping_timeout) = (Duration::from_millis(100), Duration::from_secs(1));
+    let apns = Apns::new(ApnsOptions { endpoint, keep_alive, ping_timeout, ..options(&fake) }).unwrap();
     let certificate = certificate(&fake, TOPIC);
     assert!(apns.push(&certificate, &notification(1)).await.is_accepted());
     relay.swallow();

@@ -30,6 +30,7 @@ const USER_ID: &str = "0.9.2342.19200300.100.1.1";
 enum Consequence {
     None,
     GoAway,
+    Dismiss(String),
     Cut,
 }
 
@@ -67,6 +68,7 @@ pub(super) async fn serve(service: Arc<Service>, acceptor: TlsAcceptor, stream: 
             Some(consequence) = requests.next(), if !requests.is_empty() => match consequence {
                 Consequence::None => {}
                 Consequence::GoAway => ending.begin(),
+                Consequence::Dismiss(reason) => ending.dismiss(reason),
                 Consequence::Cut => return,
             },
             () = ending.announcement() => {}
@@ -109,7 +111,7 @@ async fn answer(
         return Consequence::None;
     };
     let verdict = service.judge(&client, connection, &head, &body);
-    if !verdict.delay.is_zero() && !matches!(verdict.action, Action::RefuseStream | Action::Cut) {
+    if !verdict.delay.is_zero() && !matches!(verdict.action, Action::RefuseStream | Action::Dismiss(_) | Action::Cut) {
         tokio::time::sleep(verdict.delay).await;
     }
     let apns_id = head.headers.get("apns-id").cloned();
@@ -125,6 +127,7 @@ async fn answer(
             respond.send_reset(Reason::REFUSED_STREAM);
             return Consequence::None;
         }
+        Action::Dismiss(reason) => return Consequence::Dismiss(reason),
         Action::Cut => return Consequence::Cut,
     };
     let mut response = Response::new(());

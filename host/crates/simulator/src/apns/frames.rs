@@ -4,11 +4,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 
@@ -27,6 +27,7 @@ pub(super) struct Ending {
     begun: AtomicBool,
     announced: AtomicBool,
     announcement: Notify,
+    dismissal: OnceLock<String>,
 }
 
 impl Ending {
@@ -37,12 +38,20 @@ impl Ending {
             begun: AtomicBool::new(false),
             announced: AtomicBool::new(false),
             announcement: Notify::new(),
+            dismissal: OnceLock::new(),
         }
     }
 
     /// Lets no further request through.
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets no further request through, and disowns those that came.
+    pub(super) fn dismiss(&self, reason: String) {
+        // The first reason stays.
+        let _ = self.dismissal.set(reason);
+        self.begin();
     }
 
     /// Whether the client has been told.
@@ -166,12 +175,16 @@ impl<S> Frames<S> {
     /// Makes the notice ready, once.
     fn announce(&mut self) {
         if self.ending.begun.load(Ordering::Relaxed) && self.outgoing.is_between() && !self.ending.announced.swap(true, Ordering::Relaxed) {
-            const REASON: &[u8] = br#"{"reason":"Shutdown"}"#;
-            let length = u8::try_from(8 + REASON.len()).unwrap_or_default();
-            self.notice.extend_from_slice(&[0, 0, length, GO_AWAY, 0, 0, 0, 0, 0]);
-            self.notice.extend_from_slice(&self.ending.last.load(Ordering::Relaxed).to_be_bytes());
-            self.notice.extend_from_slice(&[0; 4]);
-            self.notice.extend_from_slice(REASON);
+            let dismissal = self.ending.dismissal.get();
+            let last = if dismissal.is_some() { 0 } else { self.ending.last.load(Ordering::Relaxed) };
+            let data = serde_json::json!({ "reason": dismissal.map_or("Shutdown", String::as_str) }).to_string();
+            let length = u16::try_from(8 + data.len()).unwrap_or_default();
+            self.notice.put_u8(0);
+            self.notice.put_u16(length);
+            self.notice.put_slice(&[GO_AWAY, 0, 0, 0, 0, 0]);
+            self.notice.put_u32(last);
+            self.notice.put_u32(0);
+            self.notice.put_slice(data.as_bytes());
             self.ending.announcement.notify_one();
         }
     }

@@ -26,6 +26,8 @@ pub enum Effect {
     /// It is delivered and answered, and the connection gets a GOAWAY that names the last stream that arrived. What the client had sent
     /// after that is not processed.
     GoAway,
+    /// The connection gets a GOAWAY with this reason that names no stream at all: nothing on it was processed, and it is closed.
+    Dismiss(String),
     /// It is delivered, and its connection is cut without a further word, also to others.
     Cut,
 }

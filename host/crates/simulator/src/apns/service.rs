@@ -135,6 +135,7 @@ pub(super) enum Action {
     Refuse(Answer),
     Silence,
     RefuseStream,
+    Dismiss(String),
     Cut,
 }
 
@@ -248,6 +249,7 @@ impl Service {
                 match effect {
                     Some(Effect::Answer(answer)) => Action::Refuse(answer),
                     Some(Effect::RefuseStream) => Action::RefuseStream,
+                    Some(Effect::Dismiss(reason)) => Action::Dismiss(reason),
                     Some(other) => match self.deliver(push, head) {
                         Some(refusal) => Action::Refuse(refusal),
                         None => match other {
