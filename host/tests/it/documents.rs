@@ -113,7 +113,7 @@ fn every_defect_of_nanomdm_has_a_test_that_tells_its_story() {
     /// What no test shows yet, and why.
     const MISSING: [(u32, &str); 2] = [(17, "pushes are not sent yet"), (19, "neither GetToken nor the dump is there yet")];
     let (document, sources) = (document("nanomdm.md"), sources());
-    let mut told = BTreeSet::new();
+    let mut told: BTreeSet<u32> = BTreeSet::new();
     for row in rows(&document) {
         for test in &row.tests {
             told.extend(numbers_behind(DEFECT, &comment_of(&sources, test).unwrap_or_default()).intersection(&row.numbers.iter().copied().collect()));

@@ -214,7 +214,10 @@ fn identities(authority: &Authority) -> Result<Vec<(String, Bytes)>, SimulatorEr
     Ok(found)
 }
 
-fn signatures(authority: &Authority) -> Result<Vec<(String, Vec<u8>, Vec<u8>)>, SimulatorError> {
+/// Name, CMS and the body that it signs.
+type Signed = (String, Vec<u8>, Vec<u8>);
+
+fn signatures(authority: &Authority) -> Result<Vec<Signed>, SimulatorError> {
     let rsa = Authority::with_keys(SEED, KeyType::Rsa2048, 1)?;
     let timed = SignatureForm { attributes: Attributes::Signed { signing_time: Some(*b"260101000000Z") }, ..SignatureForm::MODERN };
     let mut found = Vec::new();

@@ -19,7 +19,11 @@ pub struct Bound {
 const TIME: Duration = Duration::from_millis(100);
 const TIME_PER_BYTE: Duration = Duration::from_micros(5);
 
-/// Runs `parse` and panics if it cost more than an input of that length may.
+/// Runs `parse`.
+///
+/// # Panics
+///
+/// If it cost more than an input of that length may.
 pub fn bounded<T>(bound: Bound, length: usize, parse: impl Fn() -> T) -> T {
     let limit = TIME + TIME_PER_BYTE * u32::try_from(length).unwrap_or(u32::MAX);
     let start = cpu_time();

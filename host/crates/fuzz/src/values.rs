@@ -67,7 +67,9 @@ pub(crate) fn same(one: &Value, other: &Value, slack: Slack) -> bool {
             let (one, other) = (SystemTime::from(*one), SystemTime::from(*other));
             one.duration_since(other).unwrap_or_else(|error| error.duration()) <= slack.time
         }
-        (Value::Real(one), Value::Real(other)) => one == other || (one.is_nan() && other.is_nan()) || (one - other).abs() <= one.abs() * slack.real,
+        (Value::Real(one), Value::Real(other)) => {
+            one.total_cmp(other).is_eq() || (one.is_nan() && other.is_nan()) || (one - other).abs() <= one.abs() * slack.real
+        }
         _ => one == other,
     }
 }

@@ -6,6 +6,9 @@ const CONSTRUCTED: u8 = 0x20;
 /// Deeper than any certificate's.
 const MAX_DEPTH: usize = 24;
 
+/// What certificates and signatures are made of.
+const TAGS: [u8; 16] = [0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0c, 0x17, 0x18, 0x24, 0x30, 0x31, 0x80, 0xa0, 0xa1, 0xa3];
+
 /// One element.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -212,9 +215,7 @@ fn change_here(nodes: &mut Vec<Node>, place: usize, foreign: Option<&Node>, rand
                 nodes.insert(place, foreign.clone());
             }
         }
-        5 => {
-            node.tag = random.choice([0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0c, 0x17, 0x18, 0x24, 0x30, 0x31, 0x80, 0xa0, 0xa1, 0xa3]).unwrap_or(0x30)
-        }
+        5 => node.tag = random.choice(TAGS).unwrap_or(0x30),
         6 => node.length = random.choice([Length::Shortest, Length::Long, Length::Indefinite]).unwrap_or(Length::Long),
         7 => node.length = Length::Lie(random.choice([0, 1, 0x7f, 0x80, 0xffff, 0x7fff_ffff, u32::MAX]).unwrap_or_default()),
         8 => {

@@ -90,6 +90,7 @@ fn a_small_dictionary_that_is_shared_a_hundred_thousand_times() {
         assert!(too_large(&refusal(&shared(99_000))));
         assert!(plist::parse(&shared(5_000)).is_ok());
     }
+    assert_eq!(refusal(&binary_with(&[references(200_001), vec![0x09]], 4, 1, 0)), TOO_MANY);
 }
 
 fn too_large(error: &PlistError) -> bool {
