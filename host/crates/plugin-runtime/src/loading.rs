@@ -23,7 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -173,6 +173,7 @@ impl PluginHost {
             generation: AtomicU64::new(0),
             published: Mutex::default(),
             owners: Mutex::default(),
+            released: AtomicBool::new(false),
             awaited: tokio::sync::Mutex::default(),
         });
         let shown = Arc::new(Shown {

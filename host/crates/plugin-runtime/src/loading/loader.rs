@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -54,6 +54,8 @@ pub(super) struct Loader {
     pub(super) published: Mutex<BTreeMap<(TenantId, String), Published>>,
     /// What only one plugin of a tenant can have, by plugin: it keeps it until it is removed or disabled.
     pub(super) owners: Mutex<BTreeMap<String, Claims>>,
+    /// A plugin has given something of that up since the coordinator last looked.
+    pub(super) released: AtomicBool,
     /// Plugins whose kept version is being loaded and may still become active. Who activates, removes or disables a plugin takes its name
     /// away, and the kept version comes too late. Locked while anything of a version is written, so that the last one to write is the one
     /// that counts.
@@ -405,7 +407,18 @@ impl Loader {
                 return Err(Rejection::transient(Stage::Active, reason));
             }
         }
-        Ok(owners.insert(name.to_owned(), wanted))
+        let before = owners.insert(name.to_owned(), wanted.clone());
+        if before.as_ref().is_some_and(|before| !before.is_subset(&wanted)) {
+            self.released.store(true, Ordering::Relaxed);
+        }
+        Ok(before)
+    }
+
+    /// Gives up all that the plugin has.
+    fn release(&self, name: &str) {
+        if self.owners.lock().remove(name).is_some_and(|had| !had.is_empty()) {
+            self.released.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Of a plugin that was active when the server stopped: nobody takes its place while it is being loaded.
@@ -492,7 +505,7 @@ impl Loader {
     async fn disable(&self, name: &str) -> Result<(), StorageError> {
         let mut awaited = self.awaited.lock().await;
         awaited.remove(name);
-        self.owners.lock().remove(name);
+        self.release(name);
         self.unsubscribe(name).await
     }
 
@@ -500,7 +513,7 @@ impl Loader {
     pub(super) async fn remove(&self, name: &str, hooks: BTreeSet<Hook>, token_services: Option<BTreeSet<String>>) {
         let mut awaited = self.awaited.lock().await;
         awaited.remove(name);
-        self.owners.lock().remove(name);
+        self.release(name);
         let (kept, owned, now) = (self.kept.clone(), name.to_owned(), self.now());
         let removed = blocking(move || kept.remove(&owned, &hooks, token_services.as_ref(), now))
             .await

@@ -480,8 +480,11 @@ impl Coordinator {
         slot.hooks = Some(hooks).filter(|hooks| !hooks.is_empty());
     }
 
-    /// Something became active or went: what could not be loaded because of it may be now.
+    /// If a plugin gave up what only one can have: what could not be loaded because of it may be now.
     fn retry_soon(&mut self) {
+        if !self.loader.released.swap(false, Ordering::Relaxed) {
+            return;
+        }
         for slot in self.slots.values_mut() {
             if let Some(retry) = &mut slot.retry {
                 retry.at = retry.at.min(Instant::now());
@@ -562,9 +565,7 @@ impl Coordinator {
             generation: identity.map(|identity| identity.generation),
         };
         let next = slot.next.take();
-        if matches!(result, ReloadResult::Activated | ReloadResult::Disabled) {
-            self.retry_soon();
-        }
+        self.retry_soon();
         self.publish();
         match (&result, &rejection) {
             (ReloadResult::Activated, _) => {
