@@ -192,8 +192,6 @@ async fn live(server: &Server, authority: &Authority) {
                 [("SecurityToken", "hush"), ("PhoneUDID", "P"), ("WatchUDID", "W")].map(|(key, value)| (key.to_owned(), Value::from(value)));
             let watch = device.get_token_with("com.apple.watch.pairing", parameters.into_iter().collect());
             let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), watch, device.return_to_service()];
-            for message in others.into_iter().chain([device.user_authenticate(None), device.get_bootstrap_token()]) {
-            let others = [device.declarative_management("tokens", None), device.get_token("com.apple.maid"), device.return_to_service()];
             for message in
                 others.into_iter().chain([device.user_authenticate(None), device.user_authenticate(Some(MARK)), device.get_bootstrap_token()])
             {
