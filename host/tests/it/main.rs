@@ -17,6 +17,7 @@ mod misbehaving_plugins;
 mod nanomdm;
 mod plugins;
 mod process;
+mod push;
 mod quickstart;
 mod readme;
 mod schemas;

@@ -61,6 +61,7 @@ impl Dialect {
             Self::Sqlite => &[
                 (1, "initial", include_str!("../migrations/sqlite/0001_initial.sql")),
                 (3, "renewal and wakes", include_str!("../migrations/sqlite/0003_renewal_and_wakes.sql")),
+                (4, "push failures", include_str!("../migrations/sqlite/0004_push_failures.sql")),
             ],
         };
         let migrations = files

@@ -11,7 +11,7 @@ use crate::events::{
 use crate::memory::Change;
 use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, sealed, wakes};
+use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
@@ -621,6 +621,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         ],
     )
     .await?;
+    push_failures::forget(tx, id).await?;
     if let Some(token) = &message.unlock_token {
         tx.run(UPSERT_TOKEN, args![tenant.as_str(), id.as_str(), UNLOCK_TOKEN, sealed::seal(token), now.as_millis()]).await?;
     }
