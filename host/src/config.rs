@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use reqwest::Url;
 use serde::Deserialize;
+use wasmdm_apns::{Endpoint, Roots};
 use wasmdm_service::certificate_binding::BindingRules;
 use wasmdm_service::core::ReEnroll;
 use wasmdm_storage::keyring::Keyring;
@@ -160,6 +161,14 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_DUMP", value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     pub dump: Option<String>,
 
+    /// Host, or HOST:PORT, of Apple's push service; 2197 is its other port [default: api.push.apple.com:443]
+    #[arg(long, env = "WASMDM_APNS_ENDPOINT", value_name = "HOST[:PORT]")]
+    pub apns_endpoint: Option<String>,
+
+    /// PEM file of the authorities that the push service's certificate leads to, instead of the public ones
+    #[arg(long, env = "WASMDM_APNS_ROOTS", value_name = "FILE")]
+    pub apns_roots: Option<PathBuf>,
+
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -217,10 +226,18 @@ pub struct Config {
     pub zero_length_digest_challenge: bool,
     pub re_enroll: ReEnroll,
     pub binding: BindingRules,
+    pub apns: ApnsService,
     pub identity_grace: Duration,
     pub max_connections: usize,
     pub log_format: LogFormat,
     pub log_level: String,
+}
+
+/// Where pushes go.
+#[derive(Debug, Clone)]
+pub struct ApnsService {
+    pub endpoint: Endpoint,
+    pub roots: Roots,
 }
 
 /// Days; an authority that issues for longer than a decade needs no grace.
@@ -332,6 +349,16 @@ impl ServeOptions {
                 Some(ReEnrollRule::Policy) => ReEnroll::Policy,
             },
             binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro },
+            apns: ApnsService {
+                endpoint: match &options.apns_endpoint {
+                    Some(text) => Endpoint::parse(text).map_err(|error| anyhow::anyhow!("apns-{error}"))?,
+                    None => Endpoint::default(),
+                },
+                roots: match &options.apns_roots {
+                    Some(path) => Roots::Pem(read_text(path, "apns-roots")?),
+                    None => Roots::Mozilla,
+                },
+            },
             identity_grace: match options.identity_grace.unwrap_or(0) {
                 days if days > LONGEST_GRACE => bail!("identity-grace: at most {LONGEST_GRACE} days"),
                 days => Duration::from_hours(24 * u64::from(days)),
@@ -380,6 +407,8 @@ impl ServeOptions {
             re_enroll: self.re_enroll.or(file.re_enroll),
             cert_binding: self.cert_binding.or(file.cert_binding),
             retro: self.retro || file.retro,
+            apns_endpoint: self.apns_endpoint.or(file.apns_endpoint),
+            apns_roots: self.apns_roots.or(file.apns_roots),
             identity_grace: self.identity_grace.or(file.identity_grace),
             dump: self.dump.or(file.dump),
             config: self.config,

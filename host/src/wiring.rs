@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
+use wasmdm_apns::{Apns, ApnsOptions};
 use wasmdm_plugin_runtime::loading::{CompilerCommand, PluginHost, PluginHostOptions};
 use wasmdm_protocol::certificate::TrustAnchors;
 use wasmdm_service::certificate_binding::CertificateBinding;
@@ -29,6 +30,7 @@ use wasmdm_service::token_source::TokenSource;
 use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
+use crate::apple_push::ApplePush;
 use crate::auth_proxy::AuthProxy;
 use crate::config::{ApiKeySource, Config, DevicePaths, IdentitySource};
 use crate::declarative_proxy::DeclarativeProxy;
@@ -40,7 +42,6 @@ use crate::http::identity::{Identity, Source};
 use crate::http::listener::Bounds;
 use crate::http::{self, App};
 use crate::observability;
-use crate::unsent_push::UnsentPush;
 use crate::webhook::{self, Webhooks};
 
 /// How long a stopping server waits for what is in flight.
@@ -54,7 +55,7 @@ pub struct Surroundings {
     pub clock: Arc<dyn Clock>,
     /// Starts the process that compiles plugins.
     pub compiler: CompilerCommand,
-    /// `None`: the server's own, which says of each push why it was not sent.
+    /// `None`: the server's own, which asks Apple's push service.
     pub pusher: Option<Arc<dyn Pusher>>,
 }
 
@@ -65,6 +66,7 @@ pub struct RunningServer {
     pub address: SocketAddr,
     pub plugins: Arc<PluginHost>,
     pub storage: Storage,
+    apns: Apns,
     shutdown: CancellationToken,
     tracker: TaskTracker,
 }
@@ -111,7 +113,9 @@ impl RunningServer {
         })
         .await
         .context("plugins")?;
-        let pusher = pusher.unwrap_or_else(|| Arc::new(UnsentPush::new(storage.clone())));
+        let options = ApnsOptions { endpoint: config.apns.endpoint.clone(), roots: config.apns.roots.clone(), ..ApnsOptions::new(Arc::new(jitter)) };
+        let apns = Apns::new(options).context("apns")?;
+        let pusher = pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock))));
         let declarative_management = match &config.declarative_proxy {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
@@ -175,7 +179,7 @@ impl RunningServer {
         let bounds = Bounds::of(config.max_connections);
         tracker.spawn(http::listener::serve(listener, http::router(app), bounds, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
-        Ok(Self { address, plugins, storage, shutdown, tracker })
+        Ok(Self { address, plugins, storage, apns, shutdown, tracker })
     }
 
     /// Ends what is in flight in order, and closes the database.
@@ -185,6 +189,8 @@ impl RunningServer {
         if tokio::time::timeout(GRACE, self.tracker.wait()).await.is_err() {
             warn!("Some work did not end within {GRACE:?}; it is made again after the next start");
         }
+        // Nobody is left who would push.
+        self.apns.close().await;
         self.storage.close().await.context("database")
     }
 }

@@ -42,6 +42,11 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
             metrics::gauge!("wasmdm_enrollments", "state" => state).set(count as f64);
         }
     }
+    if let Ok(counts) = app.storage.count_failing_pushes().await {
+        for (code, count) in counts {
+            metrics::gauge!("wasmdm_push_failing", "code" => code).set(f64::from(count));
+        }
+    }
     app.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], app.metrics.render()).into_response()
 }

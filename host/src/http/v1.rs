@@ -11,10 +11,11 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracing::{info, warn};
+use tracing::info;
 use wasmdm_apns::push_certificate::PushCertificatePair;
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_service::pusher::wake;
 use wasmdm_storage::StorageError;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
 
@@ -172,11 +173,7 @@ async fn push_to(app: &App, ids: &[EnrollmentId]) -> Response {
 
 /// Writes each id's result; answers how many failed.
 async fn push_into(app: &App, ids: &[EnrollmentId], status: &mut BTreeMap<String, IdResult>) -> usize {
-    let results = app.pusher.push(&TenantId::default(), ids).await;
-    if let Err(error) = app.storage.woken(ids.to_vec(), app.clock.now()).await {
-        // They are woken once more.
-        warn!("It could not be kept that devices were woken: {error}");
-    }
+    let results = wake(&app.storage, &*app.clock, &*app.pusher, &TenantId::default(), ids).await;
     let mut failed = 0;
     for (id, result) in ids.iter().zip(results) {
         let entry = status.entry(id.to_string()).or_default();

@@ -13,13 +13,22 @@ pub(crate) async fn call(server: &ServerProcess, method: Method, path: &str, bod
     call_as(server, method, path, body, &basic("nanomdm", API_KEY)).await
 }
 
+/// [`call`] of whichever server has that address.
+pub(crate) async fn call_at(url: &str, method: Method, path: &str, body: impl Into<Bytes>) -> Answer {
+    request(url, method, path, body, &basic("nanomdm", API_KEY)).await
+}
+
 /// One call with that `Authorization`; none if it is empty.
 pub(crate) async fn call_as(server: &ServerProcess, method: Method, path: &str, body: impl Into<Bytes>, authorization: &str) -> Answer {
+    request(&server.url(), method, path, body, authorization).await
+}
+
+async fn request(url: &str, method: Method, path: &str, body: impl Into<Bytes>, authorization: &str) -> Answer {
     let mut headers = HeaderMap::new();
     if !authorization.is_empty() {
         headers.insert(http::header::AUTHORIZATION, HeaderValue::from_str(authorization).unwrap());
     }
-    Connection::to(&server.url()).unwrap().request(method, path.parse().unwrap(), headers, body.into()).await.unwrap()
+    Connection::to(url).unwrap().request(method, path.parse().unwrap(), headers, body.into()).await.unwrap()
 }
 
 pub(crate) fn basic(user: &str, password: &str) -> String {
@@ -38,10 +47,7 @@ pub(crate) async fn enqueue_at(url: &str, ids: &str, uuid: &str, request_type: &
 
 pub(crate) async fn enqueue_with(url: &str, ids: &str, uuid: &str, request_type: &str, query: &str) {
     let document = wasmdm_simulator::message::command_document(uuid, request_type, plist::Dictionary::new()).unwrap();
-    let mut headers = HeaderMap::new();
-    headers.insert(http::header::AUTHORIZATION, HeaderValue::from_str(&basic("nanomdm", API_KEY)).unwrap());
-    let path = format!("/v1/enqueue/{ids}?{query}").parse().unwrap();
-    let answer = Connection::to(url).unwrap().request(Method::PUT, path, headers, document).await.unwrap();
+    let answer = call_at(url, Method::PUT, &format!("/v1/enqueue/{ids}?{query}"), document).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
 }
 

@@ -25,6 +25,7 @@ mod nanomdm;
 mod nanomdm_scenes;
 mod plugins;
 mod process;
+mod push;
 mod quickstart;
 mod readme;
 mod schemas;

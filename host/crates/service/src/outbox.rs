@@ -20,7 +20,7 @@ use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease};
 use wasmdm_storage::{Storage, StorageError};
 
 use crate::clock::Clock;
-use crate::pusher::Pusher;
+use crate::pusher::{Pusher, wake};
 use crate::subscriber::{Delivered, Subscriber};
 
 /// Partitions served at once, of one subscriber, and of one that fails: a destination that answers nothing holds each of its workers until
@@ -267,10 +267,7 @@ impl Outbox {
                 }
                 if !commands.is_empty() {
                     // The commands are stored; a device that is not woken fetches them at its next poll.
-                    self.pusher.push(&lease.tenant, &commands).await;
-                    if let Err(error) = self.storage.woken(commands, now).await {
-                        debug!("It could not be kept that devices were woken, they are woken once more: {error}");
-                    }
+                    wake(&self.storage, &*self.clock, &*self.pusher, &lease.tenant, &commands).await;
                 }
                 Ok(released.then_some(Served::Released))
             }

@@ -14,7 +14,7 @@ use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_storage::{Storage, StorageError};
 
 use crate::clock::Clock;
-use crate::pusher::Pusher;
+use crate::pusher::{Pusher, wake};
 
 /// Taken at once: what one push of many takes a moment for.
 const AT_ONCE: u32 = 500;
@@ -65,14 +65,13 @@ impl Waker {
         let mut count = 0;
         for (tenant, ids) in taken {
             count += ids.len();
-            let results = self.pusher.push(&tenant, &ids).await;
+            let results = wake(&self.storage, &*self.clock, &*self.pusher, &tenant, &ids).await;
             for (id, result) in ids.iter().zip(&results) {
                 if let Err(error) = result {
                     debug!(enrollment.id = %id, "Enrollment {id} could not be woken: {error}");
                 }
             }
             metrics::counter!("wasmdm_wakes_total").increment(u64::try_from(ids.len()).unwrap_or(u64::MAX));
-            self.storage.woken(ids, self.clock.now()).await?;
         }
         Ok(count)
     }

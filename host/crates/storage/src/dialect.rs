@@ -69,6 +69,7 @@ impl Dialect {
                 (1, "initial", include_str!("../migrations/sqlite/0001_initial.sql")),
                 (2, "sealing keys", include_str!("../migrations/sqlite/0002_sealing_keys.sql")),
                 (3, "renewal and wakes", include_str!("../migrations/sqlite/0003_renewal_and_wakes.sql")),
+                (4, "push failures", include_str!("../migrations/sqlite/0004_push_failures.sql")),
             ],
         };
         let migrations = files

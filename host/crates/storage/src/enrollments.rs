@@ -11,7 +11,7 @@ use crate::events::{
 use crate::memory::Change;
 use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, sealed, wakes};
+use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
@@ -638,6 +638,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         ],
     )
     .await?;
+    push_failures::forget(tx, id).await?;
     if let Some(token) = &message.unlock_token {
         upsert_token(tx, tenant, id, UNLOCK_TOKEN, token, *now).await?;
     }

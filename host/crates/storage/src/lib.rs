@@ -20,6 +20,7 @@ pub mod migration;
 pub mod outbox;
 pub mod plugin_key_values;
 pub mod push_certificates;
+pub mod push_failures;
 pub mod sealing;
 pub mod tenants;
 pub mod timers;
@@ -302,6 +303,9 @@ async fn rebuild(db: &mut Db<'_>, memory: &Memory) -> Result<(), StorageError> {
     }
     for row in db.all(wakes::SELECT_ALL, args![]).await? {
         changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), true));
+    }
+    for row in db.all(push_failures::SELECT_ALL, args![]).await? {
+        changes.push(memory::Change::PushFailing(EnrollmentId::new(row.text(0)?), true));
     }
     memory.apply(changes.into_iter());
     for (tenant, subscriber, subscriptions) in outbox::all_subscriptions(db).await? {

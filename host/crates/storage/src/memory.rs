@@ -20,6 +20,8 @@ pub(crate) enum Change {
     Pending(EnrollmentId, bool),
     /// The enrollment has a row among the wakes now, or none.
     Wake(EnrollmentId, bool),
+    /// The enrollment's last push failed, or did not.
+    PushFailing(EnrollmentId, bool),
     Binding([u8; 32], Binding),
     /// An enrollment's bindings were replaced: what the cache says of it is old.
     BindingsOf(EnrollmentId),
@@ -33,6 +35,7 @@ pub(crate) enum Change {
 pub(crate) struct Memory {
     pending: Mutex<HashSet<EnrollmentId>>,
     wakes: Mutex<HashSet<EnrollmentId>>,
+    push_failing: Mutex<HashSet<EnrollmentId>>,
     bindings: Mutex<BindingCache>,
     subscriptions: RwLock<HashMap<TenantId, Vec<Subscribed>>>,
     last_seen: Mutex<LastSeen>,
@@ -72,6 +75,12 @@ impl Memory {
                 Change::Wake(id, false) => {
                     self.wakes.lock().remove(&id);
                 }
+                Change::PushFailing(id, true) => {
+                    self.push_failing.lock().insert(id);
+                }
+                Change::PushFailing(id, false) => {
+                    self.push_failing.lock().remove(&id);
+                }
                 Change::Binding(identity, binding) => self.bindings.lock().put(identity, binding),
                 Change::BindingsOf(id) => self.bindings.lock().forget(&id),
                 Change::Subscriptions(tenant, subscriber, subscriptions) => self.set_subscriptions(&tenant, &subscriber, subscriptions),
@@ -92,6 +101,10 @@ impl Memory {
 
     pub(crate) fn has_wake(&self, id: &EnrollmentId) -> bool {
         self.wakes.lock().contains(id)
+    }
+
+    pub(crate) fn is_push_failing(&self, id: &EnrollmentId) -> bool {
+        self.push_failing.lock().contains(id)
     }
 
     pub(crate) fn cached_binding(&self, identity: &[u8; 32]) -> (Option<Binding>, u64) {

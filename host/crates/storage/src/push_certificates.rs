@@ -49,6 +49,10 @@ pub struct PushTarget {
     pub push_magic: String,
     /// The address.
     pub token: Bytes,
+    /// When the device has last told it.
+    pub told_at: Timestamp,
+    /// Apple said since then that it is none any more, with this sentence.
+    pub dead: Option<String>,
 }
 
 /// Without token and magic: with both, anyone with the certificate wakes the device.
@@ -66,8 +70,10 @@ const UPSERT_CERTIFICATE: &str = "INSERT INTO push_certificates \
     not_after = excluded.not_after, version = push_certificates.version + 1, updated_at = excluded.updated_at";
 const SELECT_CERTIFICATE: &str =
     "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ?";
-const SELECT_TARGET: &str =
-    "SELECT topic, push_magic, push_token FROM enrollments WHERE id = ? AND tenant_id = ? AND state = 'enrolled' AND push_token IS NOT NULL";
+const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.detail FROM enrollments e \
+    LEFT JOIN enrollment_messages m ON m.enrollment_id = e.id AND m.message_type = 'TokenUpdate' \
+    LEFT JOIN push_failures f ON f.enrollment_id = e.id AND f.token_is_dead = 1 AND f.last_at >= m.received_at \
+    WHERE e.id = ? AND e.tenant_id = ? AND e.state = 'enrolled' AND e.push_token IS NOT NULL";
 
 impl Storage {
     /// Replaces the topic's certificate. The first store makes the topic the tenant's.
@@ -139,9 +145,14 @@ impl Storage {
             let Some(row) = reader.db().one(SELECT_TARGET, args![id.as_str(), tenant.as_str()]).await? else {
                 continue;
             };
-            let push_magic = self.keyring().at(&sealed::PUSH_MAGIC, tenant, &[id]).open_text(row.blob(1)?)?;
-            let token = self.keyring().at(&sealed::PUSH_TOKEN, tenant, &[id]).open(row.blob(2)?)?;
-            targets.push(PushTarget { id: id.clone(), topic: row.text(0)?, push_magic, token });
+            targets.push(PushTarget {
+                id: id.clone(),
+                topic: row.text(0)?,
+                push_magic: self.keyring().at(&sealed::PUSH_MAGIC, tenant, &[id]).open_text(row.blob(1)?)?,
+                token: self.keyring().at(&sealed::PUSH_TOKEN, tenant, &[id]).open(row.blob(2)?)?,
+                told_at: row.time(3)?,
+                dead: row.opt_text(4)?,
+            });
         }
         Ok(targets)
     }

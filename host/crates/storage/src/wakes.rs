@@ -63,17 +63,24 @@ impl Storage {
         .await
     }
 
-    /// The channels were woken, or could not be: the next time is reckoned from now.
-    pub async fn woken(&self, ids: Vec<EnrollmentId>, now: Timestamp) -> Result<(), StorageError> {
-        let ids: Arc<[EnrollmentId]> = ids.into_iter().filter(|id| self.inner.memory.has_wake(id)).collect();
-        for start in (0..ids.len()).step_by(CHUNK) {
-            let ids = Arc::clone(&ids);
+    /// The channels were woken, or could not be, and may be tried again after the time beside them: the next time is reckoned from now.
+    pub async fn woken(&self, woken: Vec<(EnrollmentId, Option<Duration>)>, now: Timestamp) -> Result<(), StorageError> {
+        let woken: Arc<[(EnrollmentId, Option<Duration>)]> = woken.into_iter().filter(|(id, _)| self.inner.memory.has_wake(id)).collect();
+        for start in (0..woken.len()).step_by(CHUNK) {
+            let woken = Arc::clone(&woken);
             let chunk = self.write(Class::Background, move |tx| {
-                let ids = Arc::clone(&ids);
+                let woken = Arc::clone(&woken);
                 Box::pin(async move {
-                    for id in ids.iter().skip(start).take(CHUNK) {
-                        if let Some(step) = step(tx, id).await? {
-                            postpone(tx, id, step.max(OWES_A_VISIT), now).await?;
+                    for (id, retry_after) in woken.iter().skip(start).take(CHUNK) {
+                        let Some(step) = step(tx, id).await? else { continue };
+                        match retry_after {
+                            None => postpone(tx, id, step.max(OWES_A_VISIT), now).await?,
+                            // Nothing has reached it: sooner, but each time later than before.
+                            Some(wait) => {
+                                let due = now.plus((*wait).max(interval(step)).min(LONGEST));
+                                let next = (step + 1).min(STEPS);
+                                tx.run(POSTPONE, args![due.as_millis(), next, now.as_millis(), id.as_str()]).await?;
+                            }
                         }
                     }
                     Ok(Outcome::Commit(()))

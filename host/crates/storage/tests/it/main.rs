@@ -23,6 +23,7 @@ mod outbox;
 mod ownership;
 mod plugin_key_values;
 mod push_certificates;
+mod push_failures;
 mod renewal;
 mod sealing;
 mod timers;
@@ -92,6 +93,9 @@ cases! {
         a_rotated_identity_replaces_the_one_before,
         an_identity_is_not_rotated_backwards_or_twice,
         a_device_that_was_moved_here_takes_its_first_certificate;
+    push_failures:
+        a_failure_is_told_once_for_each_reason_and_ends_with_a_push_that_goes_well,
+        a_dead_token_is_left_alone_until_the_device_tells_another;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
         any_other_authenticate_begins_anew,
@@ -106,7 +110,8 @@ cases! {
         a_device_that_comes_by_itself_is_waited_for,
         a_promised_push_survives_a_restart_and_is_one,
         who_left_or_begins_anew_is_not_woken,
-        a_wake_waits_for_its_command_and_nopush_means_none;
+        a_wake_waits_for_its_command_and_nopush_means_none,
+        a_push_that_failed_for_a_while_is_made_again_soon;
     commands:
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,

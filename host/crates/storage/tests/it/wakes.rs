@@ -1,5 +1,6 @@
 use crate::fixture::*;
 use bytes::Bytes;
+use std::time::Duration;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::CommandOptions;
 
@@ -15,7 +16,7 @@ async fn due(database: &Database, millis: i64) -> Vec<String> {
 }
 
 async fn woken(database: &Database, target: &str, millis: i64) {
-    database.storage().woken(vec![id(target)], at(millis)).await.unwrap();
+    database.storage().woken(vec![(id(target), None)], at(millis)).await.unwrap();
 }
 
 async fn next_in(database: &Database, target: &str, millis: i64) -> Option<i64> {
@@ -107,4 +108,15 @@ pub(crate) async fn a_wake_waits_for_its_command_and_nopush_means_none(database:
     database.queue_with("A", "C2", "DeviceInformation", later, "api:test").await;
     assert_eq!(due(database, 600 * MINUTE - 1).await, Vec::<String>::new());
     assert_eq!(due(database, 600 * MINUTE).await, ["A"]);
+}
+
+/// What did not reach the device is tried again sooner than what did, but not at once for ever.
+pub(crate) async fn a_push_that_failed_for_a_while_is_made_again_soon(database: &Database) {
+    database.enroll("A").await;
+    database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
+    let failed = async |millis| database.storage().woken(vec![(id("A"), Some(Duration::from_secs(5)))], at(millis)).await.unwrap();
+    for minutes in [1, 2, 4] {
+        failed(0).await;
+        assert_eq!(next_in(database, "A", 0).await, Some(minutes));
+    }
 }

@@ -1,0 +1,183 @@
+//! Wakes devices through Apple's push service.
+//!
+//! Certificates come from storage, one per topic, and a renewed one is used from the next push on. What Apple says of a device's token is
+//! kept, so that a device which is gone is left alone until it tells another token; what Apple says of itself or of the certificate comes
+//! with the time after which it may go better.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use parking_lot::Mutex;
+use tracing::warn;
+use wasmdm_apns::{Apns, ClientCertificate, Fault, Notification, Outcome, Retry};
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_service::clock::Clock;
+use wasmdm_service::pusher::{PushError, Pusher};
+use wasmdm_storage::push_certificates::PushTarget;
+use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
+use wasmdm_storage::{Storage, StorageError};
+
+/// Pushes of one call under way at once.
+const AT_ONCE: usize = 2_000;
+/// A push that was not delivered is tried again at once if Apple's trouble may be over within this time.
+const SHORT: Duration = Duration::from_secs(1);
+const ATTEMPTS: u32 = 3;
+/// The whole call; what is not answered by then failed for now.
+const CALL: Duration = Duration::from_secs(45);
+
+/// The pusher of a real server.
+#[derive(Debug)]
+pub struct ApplePush {
+    apns: Apns,
+    storage: Storage,
+    clock: Arc<dyn Clock>,
+    /// Read once per version: parsing a key for each push would cost more than the push.
+    certificates: Mutex<HashMap<String, ClientCertificate>>,
+}
+
+impl ApplePush {
+    /// Certificates and tokens are looked up in `storage`.
+    pub fn new(apns: Apns, storage: Storage, clock: Arc<dyn Clock>) -> Self {
+        Self { apns, storage, clock, certificates: Mutex::default() }
+    }
+
+    /// The certificates of the topics; a sentence for each topic that has none that could be used.
+    async fn certificates(&self, targets: &[PushTarget]) -> Result<HashMap<String, Result<ClientCertificate, PushFailure>>, StorageError> {
+        let mut certificates = HashMap::new();
+        for target in targets {
+            if !certificates.contains_key(&target.topic) {
+                certificates.insert(target.topic.clone(), self.certificate(&target.topic).await?);
+            }
+        }
+        Ok(certificates)
+    }
+
+    async fn certificate(&self, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
+        let failure = |code: &str, detail: String| PushFailure { code: code.to_owned(), detail, fault: "certificate", token_is_dead: false };
+        let Some(stored) = self.storage.push_certificate(topic).await? else {
+            let detail = format!("no push certificate for topic \"{topic}\": store one with PUT /v1/pushcert");
+            return Ok(Err(failure("no-certificate", detail)));
+        };
+        if stored.not_after < self.clock.now() {
+            let detail = format!("the push certificate of topic \"{topic}\" expired at {}: renew it with Apple and store it", stored.not_after);
+            return Ok(Err(failure("certificate-expired", detail)));
+        }
+        if let Some(known) = self.certificates.lock().get(topic).filter(|known| known.version() == stored.version) {
+            return Ok(Ok(known.clone()));
+        }
+        Ok(match ClientCertificate::new(&stored.certificate_pem, &stored.private_key_pem, stored.version) {
+            Ok(certificate) => {
+                self.certificates.lock().insert(topic.to_owned(), certificate.clone());
+                Ok(certificate)
+            }
+            Err(error) => Err(failure("certificate-unusable", format!("the push certificate of topic \"{topic}\": {error}"))),
+        })
+    }
+
+    async fn push_one(
+        &self,
+        target: &PushTarget,
+        certificate: &Result<ClientCertificate, PushFailure>,
+    ) -> (Result<String, PushError>, Option<PushFailure>) {
+        if let Some(dead) = &target.dead {
+            // Nothing new: Apple has said so before.
+            return (Err(PushError::new(format!("{dead}; it is pushed to again when it has told a new one"))), None);
+        }
+        let certificate = match certificate {
+            Ok(certificate) => certificate,
+            Err(failure) => return (Err(PushError::new(failure.detail.clone())), Some(failure.clone())),
+        };
+        let notification = Notification::new(target.token.clone(), target.push_magic.clone(), uuid::Uuid::new_v4(), self.clock.now());
+        let mut outcome = self.apns.push(certificate, &notification).await;
+        for _ in 1..ATTEMPTS {
+            match outcome.retry() {
+                // The same push under the same id; a device that may have been woken is not woken again.
+                Some(Retry::After(wait)) if wait <= SHORT && !outcome.may_have_woken() => {
+                    tokio::time::sleep(wait).await;
+                    outcome = self.apns.push(certificate, &notification).await;
+                }
+                _ => break,
+            }
+        }
+        metrics::counter!("wasmdm_pushes_total", "outcome" => outcome.code()).increment(1);
+        judge(&outcome, target)
+    }
+
+    async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, PushError>>, StorageError> {
+        let targets = self.storage.push_targets(tenant, ids).await?;
+        let certificates = self.certificates(&targets).await?;
+        let by_id: HashMap<&EnrollmentId, &PushTarget> = targets.iter().map(|target| (&target.id, target)).collect();
+        let missing = Err(PushFailure { code: String::new(), detail: String::new(), fault: "server", token_is_dead: false });
+        let deadline = tokio::time::Instant::now() + CALL;
+        let pushing = stream::iter(ids).map(|id| {
+            let target = by_id.get(id).copied();
+            let certificate = target.and_then(|target| certificates.get(&target.topic)).unwrap_or(&missing);
+            async move {
+                let Some(target) = target else {
+                    return (id, Err(PushError::new("push data missing for id: it is not enrolled")), None);
+                };
+                match tokio::time::timeout_at(deadline, self.push_one(target, certificate)).await {
+                    Ok((result, failure)) => (id, result, failure),
+                    Err(_) => {
+                        let error = PushError { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
+                        (id, Err(error), None)
+                    }
+                }
+            }
+        });
+        let pushed: Vec<_> = pushing.buffered(AT_ONCE).collect().await;
+        let (mut results, mut attempts) = (Vec::with_capacity(ids.len()), Vec::new());
+        for (id, result, failure) in pushed {
+            if result.is_ok() || failure.is_some() {
+                attempts.push(PushAttempt { id: id.clone(), failure });
+            }
+            results.push(result);
+        }
+        // The devices are woken all the same; what is not kept now is kept with the next push.
+        if let Err(error) = self.storage.record_pushes(tenant, attempts, self.clock.now()).await {
+            warn!("It could not be kept what became of pushes: {error}");
+        }
+        Ok(results)
+    }
+}
+
+impl Pusher for ApplePush {
+    fn push<'a>(&'a self, tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxFuture<'a, Vec<Result<String, PushError>>> {
+        Box::pin(async move {
+            match self.push_all(tenant, ids).await {
+                Ok(results) => results,
+                Err(error) => ids.iter().map(|_| Err(PushError { reason: error.to_string(), retry_after: Some(SHORT) })).collect(),
+            }
+        })
+    }
+}
+
+/// What an outcome means for the caller, and what is kept of it.
+fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, PushError>, Option<PushFailure>) {
+    if let Outcome::Accepted { apns_id } = outcome {
+        return (Ok(apns_id.to_string()), None);
+    }
+    let token_is_dead = match outcome {
+        // A token that the device told after Apple missed it is another one, or the same one back again (edge case 51).
+        Outcome::Unregistered { at } => at.is_none_or(|at| at >= target.told_at),
+        _ => false,
+    };
+    let retry_after = match outcome.retry() {
+        Some(Retry::After(wait)) => Some(wait),
+        Some(Retry::WithNewToken) if !token_is_dead => Some(SHORT),
+        _ => None,
+    };
+    let fault = match outcome.fault() {
+        Some(Fault::Device) => "device",
+        Some(Fault::Certificate) => "certificate",
+        Some(Fault::Service) => "service",
+        Some(Fault::Server) | None => "server",
+    };
+    let reason = outcome.to_string();
+    let failure = PushFailure { code: outcome.code().to_owned(), detail: reason.clone(), fault, token_is_dead };
+    (Err(PushError { reason, retry_after }), Some(failure))
+}

@@ -1,0 +1,152 @@
+//! Pushes, as Apple's service sees them and as operators hear of them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use wasmdm::config::ServeOptions;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_simulator::apns::{Answer, Effect, FakeApns, Rule};
+use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions};
+
+use crate::api::{call_at, enqueue_at, enqueue_with, json};
+use crate::in_process::Server;
+
+/// A server whose pushes go to the fake, with a certificate for the authority's devices.
+async fn server(authority: &Authority, apns: &FakeApns, home: &Path) -> Server {
+    let roots = home.join("apns.pem");
+    std::fs::write(&roots, apns.root_pem()).unwrap();
+    let options = ServeOptions { apns_endpoint: Some(apns.endpoint()), apns_roots: Some(roots), ..ServeOptions::default() };
+    let server = Server::start_with(authority, &[], options).await;
+    store_certificate(&server, authority, apns).await;
+    server
+}
+
+async fn store_certificate(server: &Server, authority: &Authority, apns: &FakeApns) {
+    let certificate = apns.authority().issue(authority.topic()).unwrap();
+    let body = format!("{}{}", certificate.certificate_pem, certificate.private_key_pem);
+    let answer = call_at(&server.url(), Method::PUT, "/v1/pushcert", body).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
+}
+
+async fn enrolled(server: &Server, authority: &Authority, number: u64, behaviour: Behaviour) -> (Device, Connection) {
+    let mut device = Device::with_options(authority, number, DeviceOptions { behaviour, ..DeviceOptions::default() }).unwrap();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    (device, connection)
+}
+
+async fn push(server: &Server, ids: &str) -> (StatusCode, serde_json::Value) {
+    let answer = call_at(&server.url(), Method::GET, &format!("/v1/push/{ids}"), "").await;
+    (answer.status, json(&answer))
+}
+
+/// NanoMDM defect 17. No expiration means that Apple drops what it cannot deliver at once, and a device that slept never hears of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_is_woken_by_a_push_with_everything_that_apple_wants() {
+    let (authority, apns, home) = (Authority::new(91).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let (mut device, mut connection) = enrolled(&server, &authority, 1, Behaviour::acknowledging()).await;
+    let mut wake_ups = apns.subscribe(&device.token, authority.topic());
+    enqueue_with(&server.url(), &device.id(), "C1", "ProfileList", "").await;
+    let woken = wake_ups.next().await.unwrap();
+    assert_eq!(woken.magic.as_deref(), Some(device.push_magic.as_str()));
+    let received = apns.received().remove(0);
+    assert_eq!(received.path, format!("/3/device/{}", hex(&device.token)));
+    assert_eq!(received.body, format!("{{\"mdm\":\"{}\"}}", device.push_magic));
+    let month = 30 * 24 * 3600;
+    let expiration = (1_800_000_000 + month).to_string();
+    for (name, value) in [("apns-push-type", "mdm"), ("apns-topic", authority.topic()), ("apns-priority", "10"), ("apns-expiration", &expiration)] {
+        assert_eq!(received.header(name), Some(value), "{name}");
+    }
+    assert_eq!(apns.complaints(), Vec::<String>::new());
+    assert_eq!(device.poll_until_idle(&mut connection).await.unwrap().commands.len(), 1);
+    // It has answered: nobody wakes it any more.
+    server.clock.advance(Duration::from_hours(48));
+    assert_eq!(server.running.storage.next_wake(&EnrollmentId::new(device.id())).await.unwrap(), None);
+    assert_eq!(apns.counters().requests, 1);
+    server.stop().await;
+}
+
+/// NanoMDM defect 17. Two channels with one token lose one result there; here each id has its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_id_of_a_push_has_its_own_result() {
+    let (authority, apns, home) = (Authority::new(92).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let (one, _) = enrolled(&server, &authority, 1, Behaviour::acknowledging()).await;
+    let (two, _) = enrolled(&server, &authority, 2, Behaviour::acknowledging()).await;
+    apns.add_rule(Rule::for_token(&two.token, Effect::Answer(Answer::new(400, "BadDeviceToken"))));
+    let (status, answer) = push(&server, &format!("{},{},NOPE", one.id(), two.id())).await;
+    assert_eq!(status, StatusCode::MULTI_STATUS, "{answer}");
+    assert!(answer["status"][one.id()]["push_result"].as_str().unwrap().len() >= 36);
+    assert!(answer["status"][two.id()]["push_error"].as_str().unwrap().contains("BadDeviceToken"));
+    assert!(answer["status"]["NOPE"]["push_error"].as_str().unwrap().contains("not enrolled"));
+    let failing = server.running.storage.failing_push(&TenantId::default(), &EnrollmentId::new(two.id())).await.unwrap().unwrap();
+    assert_eq!((failing.code.as_str(), failing.token_is_dead), ("BadDeviceToken", false));
+    server.stop().await;
+}
+
+/// Edge case 51. A 410 that is older than the last TokenUpdate is about a token that the device has left behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_that_apple_does_not_know_any_more_is_left_alone_until_it_tells_a_new_token() {
+    let (authority, apns, home) = (Authority::new(93).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let (mut device, mut connection) = enrolled(&server, &authority, 1, Behaviour::acknowledging()).await;
+    let told_at = 1_800_000_000_000;
+    for (at, dead) in [(told_at - 1, false), (told_at + 1, true)] {
+        apns.unregister(&device.token, at);
+        let (status, answer) = push(&server, &device.id()).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
+        let failing = server.running.storage.failing_push(&TenantId::default(), &EnrollmentId::new(device.id())).await.unwrap().unwrap();
+        assert_eq!((failing.code.as_str(), failing.token_is_dead), ("Unregistered", dead));
+    }
+    let requests = apns.counters().requests;
+    let (_, answer) = push(&server, &device.id()).await;
+    assert!(answer["status"][device.id()]["push_error"].as_str().unwrap().contains("new one"), "{answer}");
+    assert_eq!(apns.counters().requests, requests, "Apple is not asked again");
+    server.clock.advance(Duration::from_mins(1));
+    device.rotate_push_token(7);
+    let update = device.token_update().unwrap();
+    device.insist(&mut connection, update).await.unwrap();
+    assert_eq!(push(&server, &device.id()).await.0, StatusCode::OK);
+    server.stop().await;
+}
+
+/// Edge case 36, to the end: the clock moves, and the device that deferred everything is woken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deferred_commands_wake_their_device_by_the_schedule() {
+    let (authority, apns, home) = (Authority::new(94).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let behaviour = Behaviour::acknowledging().with("InstallProfile", Answering::NotNow { times: 1 });
+    let (mut device, mut connection) = enrolled(&server, &authority, 1, behaviour).await;
+    let mut wake_ups = apns.subscribe(&device.token, authority.topic());
+    enqueue_at(&server.url(), &device.id(), "LATER", "InstallProfile").await;
+    enqueue_at(&server.url(), &device.id(), "NOW", "ProfileList").await;
+    device.poll_until_idle(&mut connection).await.unwrap();
+    assert!(wake_ups.try_next().is_none());
+    server.clock.advance(Duration::from_secs(61));
+    wake_ups.next().await.unwrap();
+    let session = device.poll_until_idle(&mut connection).await.unwrap();
+    assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["LATER"]);
+    assert_eq!(server.running.storage.next_wake(&EnrollmentId::new(device.id())).await.unwrap(), None);
+    server.stop().await;
+}
+
+/// A renewed certificate is used from the next push on, without a restart; one of another topic changes nothing (edge case 31).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_push_certificate_is_used_from_the_next_push_on() {
+    let (authority, apns, home) = (Authority::new(95).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let (device, _) = enrolled(&server, &authority, 1, Behaviour::acknowledging()).await;
+    assert_eq!(push(&server, &device.id()).await.0, StatusCode::OK);
+    store_certificate(&server, &authority, &apns).await;
+    assert_eq!(push(&server, &device.id()).await.0, StatusCode::OK);
+    let serials: Vec<String> = apns.received().into_iter().map(|received| received.serial).collect();
+    assert_eq!(serials.len(), 2);
+    assert_ne!(serials[0], serials[1]);
+    server.stop().await;
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
