@@ -76,7 +76,7 @@ async fn answer(app: &App, proxy: &AuthProxy, id: &str, peer: SocketAddr, reques
     } else {
         Identity::identify(presented, &bytes)?
     };
-    let record = enrollment_of(&app.storage, &certificate).await?;
+    let record = enrollment_of(&app.storage, &certificate, app.clock.now()).await?;
     let rest = head.uri.path().strip_prefix(PREFIX).unwrap_or_default();
     let path = RelativePath::parse(rest).map_err(|error| Refusal::bad_request(error.to_string()))?;
     app.storage.touch(&record.id, app.clock.now());

@@ -1,6 +1,7 @@
 //! Who may use the authentication proxy (edge case 62).
 
 use wasmdm_protocol::certificate::Certificate;
+use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::Storage;
 use wasmdm_storage::events::{EnrollmentRecord, EnrollmentState};
 
@@ -10,7 +11,10 @@ use crate::reply::Refusal;
 ///
 /// What a device gets by declarations it must not get before it is enrolled, after it has left, or in quarantine; that holds for what the
 /// declarations lead to as well.
-pub async fn enrollment_of(storage: &Storage, certificate: &Certificate) -> Result<EnrollmentRecord, Refusal> {
+pub async fn enrollment_of(storage: &Storage, certificate: &Certificate, now: Timestamp) -> Result<EnrollmentRecord, Refusal> {
+    if certificate.not_after < now {
+        return Err(Refusal::bad_request("its identity has expired, so it may poll for a command that renews it, and nothing else"));
+    }
     let Some(binding) = storage.certificate_binding(&certificate.identity).await? else {
         return Err(Refusal::bad_request("its certificate is bound to no enrollment"));
     };
