@@ -9,6 +9,7 @@ mod demo;
 mod devices;
 mod documents;
 mod enrollment_baseline;
+mod fleet;
 mod hostile_input;
 mod in_process;
 mod kill;
