@@ -2,13 +2,16 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::http::HeaderName;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use reqwest::Url;
 use serde::Deserialize;
+use wasmdm_service::certificate_binding::BindingRules;
+use wasmdm_service::core::ReEnroll;
 
 use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::logging::LogFormat;
@@ -17,6 +20,7 @@ use crate::webhook::{self, WebhookOptions};
 /// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct ServeOptions {
     /// Address to listen on, for instance 127.0.0.1:9000; without a host, all addresses [default: :9000]
     #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]
@@ -109,6 +113,23 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_WEBHOOK_SECRETS")]
     pub webhook_secrets: bool,
 
+    /// What a known device may come back with, when it enrolls again: any certificate (allow), one that names it by UDID or serial number
+    /// (same-identity), or what a plugin allows by name (policy) [default: allow]
+    #[arg(long, env = "WASMDM_RE_ENROLL", value_enum, value_name = "RULE")]
+    pub re_enroll: Option<ReEnrollRule>,
+
+    /// Refuse what comes with another certificate than the enrollment's (enforce), or only log and count it (warn) [default: enforce]
+    #[arg(long, env = "WASMDM_CERT_BINDING", value_enum, value_name = "RULE")]
+    pub cert_binding: Option<CertBindingRule>,
+
+    /// Let an enrollment that was moved here and has no certificate yet take the first one that is nobody's
+    #[arg(long, env = "WASMDM_RETRO")]
+    pub retro: bool,
+
+    /// Days for which a device with an expired identity may still fetch a command that renews it, and do nothing else [default: 0]
+    #[arg(long, env = "WASMDM_IDENTITY_GRACE", value_name = "DAYS")]
+    pub identity_grace: Option<u32>,
+
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -127,6 +148,23 @@ pub struct ServeOptions {
     pub log_level: Option<String>,
 }
 
+/// `--re-enroll`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReEnrollRule {
+    Allow,
+    SameIdentity,
+    Policy,
+}
+
+/// `--cert-binding`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CertBindingRule {
+    Enforce,
+    Warn,
+}
+
 /// A complete, checked configuration.
 #[derive(Clone)]
 pub struct Config {
@@ -141,10 +179,16 @@ pub struct Config {
     pub declarative_proxy: Option<DeclarativeProxyOptions>,
     pub webhooks: WebhookOptions,
     pub zero_length_digest_challenge: bool,
+    pub re_enroll: ReEnroll,
+    pub binding: BindingRules,
+    pub identity_grace: Duration,
     pub max_connections: usize,
     pub log_format: LogFormat,
     pub log_level: String,
 }
+
+/// Days; an authority that issues for longer than a decade needs no grace.
+const LONGEST_GRACE: u32 = 3650;
 
 /// Contents of the PEM files.
 #[derive(Debug, Clone)]
@@ -225,6 +269,16 @@ impl ServeOptions {
             declarative_proxy,
             webhooks,
             zero_length_digest_challenge: options.ua_zl_dc,
+            re_enroll: match options.re_enroll {
+                None | Some(ReEnrollRule::Allow) => ReEnroll::Allow,
+                Some(ReEnrollRule::SameIdentity) => ReEnroll::SameIdentity,
+                Some(ReEnrollRule::Policy) => ReEnroll::Policy,
+            },
+            binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro },
+            identity_grace: match options.identity_grace.unwrap_or(0) {
+                days if days > LONGEST_GRACE => bail!("identity-grace: at most {LONGEST_GRACE} days"),
+                days => Duration::from_hours(24 * u64::from(days)),
+            },
             max_connections: match options.max_connections {
                 Some(0) => bail!("max-connections: at least 1"),
                 Some(connections) => connections,
@@ -260,6 +314,10 @@ impl ServeOptions {
             webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
             webhook_secrets: self.webhook_secrets || file.webhook_secrets,
             ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
+            re_enroll: self.re_enroll.or(file.re_enroll),
+            cert_binding: self.cert_binding.or(file.cert_binding),
+            retro: self.retro || file.retro,
+            identity_grace: self.identity_grace.or(file.identity_grace),
             config: self.config,
             max_connections: self.max_connections.or(file.max_connections),
             log_format: self.log_format.or(file.log_format),

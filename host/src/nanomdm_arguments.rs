@@ -40,7 +40,7 @@ const FLAGS: &[(&str, Meaning)] = &[
     ("disable-mdm", Meaning::Refused("devices are always served; keep /mdm and /checkin from clients at the proxy")),
     ("auth-proxy-url", Meaning::Refused("this version has no authentication proxy")),
     ("migration", Meaning::Refused("this version has no /migration")),
-    ("retro", Meaning::Refused("certificates are not associated retroactively by this version: devices enroll again")),
+    ("retro", Meaning::Switch(&["--retro"])),
     ("dump", Meaning::Refused("messages are not dumped, as they hold secrets: write --log-level debug")),
 ];
 

@@ -24,6 +24,7 @@ use wasmdm_service::core::{Core, Options};
 use wasmdm_service::declarative_management::DeclarativeManagement;
 use wasmdm_service::outbox::Outbox;
 use wasmdm_service::pusher::Pusher;
+use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
 use crate::config::{ApiKeySource, Config, IdentitySource};
@@ -83,6 +84,7 @@ impl RunningServer {
                         IdentitySource::Signature => Source::Signature,
                         IdentitySource::Header { name, proxies } => Source::Header { name, proxies },
                     },
+                    config.identity_grace,
                 ))
             }
         };
@@ -108,11 +110,16 @@ impl RunningServer {
             None => None,
         };
         let (poll_listener, polls) = Webhooks::polls(&config.webhooks);
-        let options =
-            Options { declarative_management, poll_listener: Some(poll_listener), zero_length_digest_challenge: config.zero_length_digest_challenge };
+        let options = Options {
+            declarative_management,
+            poll_listener: Some(poll_listener),
+            zero_length_digest_challenge: config.zero_length_digest_challenge,
+            re_enroll: config.re_enroll,
+            certificates_may_be_shared: config.binding.only_warn,
+        };
         let core = Core::new(storage.clone(), Arc::clone(&clock), plugins.policy(), options);
         let app = Arc::new(App {
-            service: Arc::new(CertificateBinding::new(storage.clone(), Arc::new(core))),
+            service: Arc::new(CertificateBinding::new(storage.clone(), Arc::clone(&clock), config.binding, Arc::new(core))),
             storage: storage.clone(),
             clock: Arc::clone(&clock),
             pusher: Arc::clone(&pusher),
@@ -128,12 +135,13 @@ impl RunningServer {
         let outbox = Outbox::new(
             storage.clone(),
             Arc::clone(&clock),
-            pusher,
+            Arc::clone(&pusher),
             vec![("plugin:", plugins.subscriber()), (webhook::PREFIX, Arc::new(webhooks))],
             format!("{}-{}", std::process::id(), uuid::Uuid::new_v4().simple()),
             Arc::new(jitter),
         );
         tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
+        tracker.spawn(Waker::new(storage.clone(), Arc::clone(&clock), pusher).run(shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
         let bounds = Bounds::of(config.max_connections);

@@ -23,6 +23,8 @@ const SIGNATURE: HeaderName = HeaderName::from_static("mdm-signature");
 pub struct Identity {
     anchors: TrustAnchors,
     source: Source,
+    /// For so long after its end a certificate still counts; what its holder may do is the service's rule (edge case 22).
+    grace: Duration,
     /// SHA-256 of a verified certificate, and until when its chain is valid.
     verified: Cache<[u8; 32], Timestamp>,
 }
@@ -52,9 +54,9 @@ pub enum Presented {
 }
 
 impl Identity {
-    /// Identities that `anchors` vouch for.
-    pub fn new(anchors: TrustAnchors, source: Source) -> Self {
-        Self { anchors, source, verified: Cache::builder().max_capacity(VERIFIED_CHAINS).time_to_live(VERDICT_AGE).build() }
+    /// Identities that `anchors` vouch for, and for `grace` longer.
+    pub fn new(anchors: TrustAnchors, source: Source, grace: Duration) -> Self {
+        Self { anchors, source, grace, verified: Cache::builder().max_capacity(VERIFIED_CHAINS).time_to_live(VERDICT_AGE).build() }
     }
 
     /// Judges the headers, before anything large is read.
@@ -90,7 +92,9 @@ impl Identity {
         if self.verified.get(&certificate.sha256).is_some_and(|until| now <= until) && now >= certificate.not_before {
             return Ok(());
         }
-        let until = self.anchors.verify(certificate, now).map_err(|error| Refusal::bad_request(format!("identity certificate: {error}")))?;
+        // An expired one is judged as of its last moment.
+        let as_of = if certificate.not_after < now && now <= certificate.not_after.plus(self.grace) { certificate.not_after } else { now };
+        let until = self.anchors.verify(certificate, as_of).map_err(|error| Refusal::bad_request(format!("identity certificate: {error}")))?;
         self.verified.insert(certificate.sha256, until);
         Ok(())
     }

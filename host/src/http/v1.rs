@@ -11,7 +11,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::push_certificate::PushCertificatePair;
@@ -54,17 +54,23 @@ struct IdResult {
     command_error: Option<String>,
 }
 
-/// `?nopush=…`
+/// `?nopush=…&renews_identity=…`
 #[derive(Debug, Deserialize)]
 pub struct EnqueueQuery {
     nopush: Option<String>,
+    /// Not in NanoMDM: the command makes the device enroll anew with another certificate, and what follows is no new enrollment.
+    renews_identity: Option<String>,
 }
 
 impl EnqueueQuery {
     /// NanoMDM takes any text for yes, `0` too; here no means no.
     fn no_push(&self) -> bool {
-        self.nopush.as_deref().is_some_and(|text| !matches!(text.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no" | "off"))
+        is_yes(self.nopush.as_deref())
     }
+}
+
+fn is_yes(value: Option<&str>) -> bool {
+    value.is_some_and(|text| !matches!(text.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no" | "off"))
 }
 
 /// Queues a command for each id, and wakes them. An empty body just wakes them.
@@ -100,7 +106,7 @@ pub async fn enqueue(
             tenant: TenantId::default(),
             targets: ids.clone(),
             command: command.clone(),
-            options: CommandOptions { push: !no_push, ..CommandOptions::default() },
+            options: CommandOptions { push: !no_push, renews_identity: is_yes(query.renews_identity.as_deref()), ..CommandOptions::default() },
             origin: format!("api:{}", caller.0),
             now: app.clock.now(),
         })
@@ -163,6 +169,10 @@ async fn push_to(app: &App, ids: &[EnrollmentId]) -> Response {
 /// Writes each id's result; answers how many failed.
 async fn push_into(app: &App, ids: &[EnrollmentId], status: &mut BTreeMap<String, IdResult>) -> usize {
     let results = app.pusher.push(&TenantId::default(), ids).await;
+    if let Err(error) = app.storage.woken(ids.to_vec(), app.clock.now()).await {
+        // They are woken once more.
+        warn!("It could not be kept that devices were woken: {error}");
+    }
     let mut failed = 0;
     for (id, result) in ids.iter().zip(results) {
         let entry = status.entry(id.to_string()).or_default();

@@ -33,10 +33,14 @@ pub(crate) async fn enqueue(server: &ServerProcess, ids: &str, uuid: &str, reque
 
 /// [`enqueue`] at whichever server has that address.
 pub(crate) async fn enqueue_at(url: &str, ids: &str, uuid: &str, request_type: &str) {
+    enqueue_with(url, ids, uuid, request_type, "nopush=1").await;
+}
+
+pub(crate) async fn enqueue_with(url: &str, ids: &str, uuid: &str, request_type: &str, query: &str) {
     let document = wasmdm_simulator::message::command_document(uuid, request_type, plist::Dictionary::new()).unwrap();
     let mut headers = HeaderMap::new();
     headers.insert(http::header::AUTHORIZATION, HeaderValue::from_str(&basic("nanomdm", API_KEY)).unwrap());
-    let path = format!("/v1/enqueue/{ids}?nopush=1").parse().unwrap();
+    let path = format!("/v1/enqueue/{ids}?{query}").parse().unwrap();
     let answer = Connection::to(url).unwrap().request(Method::PUT, path, headers, document).await.unwrap();
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
 }

@@ -22,6 +22,11 @@ pub(crate) struct Server {
 impl Server {
     /// A server with these plugins (name, manifest, component, grant file), all of them active.
     pub(crate) async fn start(authority: &Authority, plugins: &[(&str, &str, &[u8], &str)]) -> Self {
+        Self::start_with(authority, plugins, ServeOptions::default()).await
+    }
+
+    /// As [`Self::start`], with more than the usual options.
+    pub(crate) async fn start_with(authority: &Authority, plugins: &[(&str, &str, &[u8], &str)], more: ServeOptions) -> Self {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
         std::fs::create_dir_all(data.join("plugins.d")).unwrap();
@@ -35,7 +40,7 @@ impl Server {
             data: Some(data),
             ca: Some(home.path().join("ca.pem")),
             api_key: Some(crate::process::API_KEY.to_owned()),
-            ..ServeOptions::default()
+            ..more
         };
         let clock = ManualClock::new(Timestamp::from_millis(1_800_000_000_000));
         let surroundings = Surroundings {

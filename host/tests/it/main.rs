@@ -11,6 +11,7 @@ mod documents;
 mod enrollment_baseline;
 mod fleet;
 mod hostile_input;
+mod identities;
 mod in_process;
 mod kill;
 mod misbehaving_plugins;

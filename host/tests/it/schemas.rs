@@ -9,9 +9,10 @@ use boon::{Compiler, SchemaIndex, Schemas};
 use plist::{Date, Dictionary, Value};
 use serde_json::Value as Json;
 use wasmdm_protocol::enrollment::{EnrollmentKind, TenantId};
+use wasmdm_simulator::authority::CertificateRequest;
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Message, Product};
 
-use crate::api::enqueue_at;
+use crate::api::{enqueue_at, enqueue_with};
 use crate::in_process::Server;
 
 const MANIFEST: &str = r#"[plugin]
@@ -207,6 +208,22 @@ async fn live(server: &Server, authority: &Authority) {
     device.send(&mut connection, broken).await.unwrap();
     device.enroll(&mut connection).await.unwrap();
     server.quiet().await;
+
+    // An identity that a command renews, and one that the device's system renews by itself.
+    let mut device = Device::new(authority, 300).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    enqueue_with(&server.url(), &device.id(), "renew", "InstallProfile", "nopush=1&renews_identity=1").await;
+    device.poll_until_idle(&mut connection).await.unwrap();
+    let later = |number| CertificateRequest { not_before: (2025, 1, 1), ..CertificateRequest::device(number, device.id()) };
+    let identities = [authority.issue_as(&later(9001)).unwrap(), authority.issue_as(&later(9002)).unwrap()];
+    for (identity, authenticates) in identities.into_iter().zip([true, false]) {
+        device.replace_identity(identity);
+        let messages = if authenticates { device.enrollment_messages().unwrap() } else { vec![device.idle().unwrap()] };
+        for message in messages {
+            device.insist(&mut connection, message).await.unwrap();
+        }
+        server.quiet().await;
+    }
 
     // The last enrollment's second command is not fetched in time; the server looks every few seconds.
     server.clock.advance(Duration::from_secs(120));

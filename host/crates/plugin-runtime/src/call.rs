@@ -74,7 +74,15 @@ impl Request<'_> {
     fn facts(&self) -> serde_json::Value {
         match self {
             Self::Probe | Self::ValidateConfig { .. } => serde_json::json!({}),
-            Self::Decide { candidate, .. } => serde_json::json!({ "message_type": "Authenticate", "request_id": candidate.request_id }),
+            Self::Decide { candidate, .. } => {
+                let mut facts = serde_json::json!({ "message_type": "Authenticate", "request_id": candidate.request_id });
+                if candidate.renewing
+                    && let serde_json::Value::Object(facts) = &mut facts
+                {
+                    facts.insert(String::from("renewing"), true.into());
+                }
+                facts
+            }
             Self::Generate { event, attempt } | Self::Handle { event, attempt } | Self::Tick { event, attempt } => {
                 serde_json::json!({ "attempt": attempt, "topic": event.topic, "hops": event.hops })
             }

@@ -145,6 +145,21 @@ impl Certificate {
         self.sha256.iter().flat_map(|byte| [byte >> 4, byte & 0x0f]).filter_map(|digit| DIGITS.get(usize::from(digit))).collect()
     }
 
+    /// Whether its issuer says that it is the holder of one of those names: by common name, serial number or user id of its subject, or by an
+    /// alternative name (permanent identifiers included). The whole name, whatever the case of its ASCII letters; an empty one names nobody.
+    ///
+    /// A subject that many devices share, or an empty one, names none of them.
+    pub fn names_one_of<'n>(&self, wanted: impl IntoIterator<Item = &'n str>) -> bool {
+        let names = self.names();
+        wanted.into_iter().any(|wanted| !wanted.is_empty() && names.iter().any(|name| name.eq_ignore_ascii_case(wanted)))
+    }
+
+    /// What its issuer calls its holder; see [`Self::names_one_of`].
+    pub fn names(&self) -> Vec<String> {
+        // Parsed again: asked for only when a device comes with a certificate that nobody knows.
+        X509Certificate::from_der(&self.der).map(|(_, certificate)| names::of_holder(&certificate)).unwrap_or_default()
+    }
+
     /// Checks a signature of this certificate's key.
     pub(crate) fn verify(&self, scheme: Scheme, hash: Hash, message: &[u8], signature: &[u8]) -> Result<(), signature::Unverified> {
         self.details.key.verify(scheme, hash, message, signature)

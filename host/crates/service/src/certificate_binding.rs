@@ -1,87 +1,192 @@
 //! Is this the enrollment's certificate?
 //!
 //! A chain that verifies says only that some authority of ours issued the certificate. Whose it is was written by the Authenticate that
-//! brought it, and every later message must come with it (edge cases 20 and 23). This layer only checks; the binding itself is written
-//! in Authenticate's own transaction.
+//! brought it, and every later message must come with it (edge case 23). This layer only checks; the binding itself is written in
+//! Authenticate's own transaction. Two exceptions bind here, each in a transaction of its own before the message is served: a certificate
+//! that the device's system has renewed and that names the enrollment (edge case 20), and, where the operator says so, the first
+//! certificate of a device that was moved here from another server.
 
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tracing::warn;
+use tracing::{info, warn};
 use wasmdm_protocol::checkin::CheckIn;
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId};
 use wasmdm_storage::Storage;
+use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, Reason};
+use wasmdm_storage::events::EnrollmentRecord;
 
 use crate::Service;
+use crate::clock::Clock;
 use crate::message::{DeviceRequest, Message};
 use crate::reply::{Refusal, Reply};
+
+/// How strictly certificates and enrollments belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BindingRules {
+    /// A mismatch is logged and counted, and the message is served all the same: for the days after a move, while somebody looks.
+    pub only_warn: bool,
+    /// An enrollment that has never had a certificate takes the first one that is nobody's, as NanoMDM does with `-retro`.
+    pub retroactive: bool,
+}
 
 /// Lets a message through to `inner` if its certificate is bound to the enrollment that it names.
 #[derive(Debug)]
 pub struct CertificateBinding<S> {
     storage: Storage,
+    clock: Arc<dyn Clock>,
+    rules: BindingRules,
     inner: Arc<S>,
 }
 
 impl<S: Service> CertificateBinding<S> {
     /// A layer around `inner`.
-    pub fn new(storage: Storage, inner: Arc<S>) -> Self {
-        Self { storage, inner }
+    pub fn new(storage: Storage, clock: Arc<dyn Clock>, rules: BindingRules, inner: Arc<S>) -> Self {
+        Self { storage, clock, rules, inner }
     }
 
     async fn check(&self, request: &mut DeviceRequest, message: &mut Message) -> Result<(), Refusal> {
         let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
         match message {
             Message::CheckIn(check_in) if matches!(check_in.check_in, CheckIn::Authenticate(_)) => {
-                let device = check_in.enrollment.device();
-                if let CheckIn::Authenticate(authenticate) = &check_in.check_in
-                    && bound.is_none()
-                {
+                let device = check_in.enrollment.device().clone();
+                match bound {
                     // Before there is a binding, the owner of the topic is the tenant.
-                    request.tenant = self.storage.topic_owner(&authenticate.topic).await?.unwrap_or_default();
-                }
-                if let Some(binding) = bound {
+                    None => {
+                        if let CheckIn::Authenticate(authenticate) = &check_in.check_in {
+                            request.tenant = self.storage.topic_owner(&authenticate.topic).await?.unwrap_or_default();
+                        }
+                        Ok(())
+                    }
                     // The storage decides again when it writes; here it only spares the plugins.
-                    if binding.enrollment != *device {
-                        return Err(refused(request, device, "its certificate is bound to another enrollment"));
+                    Some(binding) if binding.enrollment != device => {
+                        self.mismatch(request, &device, "its certificate is bound to another enrollment")?;
+                        request.tenant = binding.tenant;
+                        Ok(())
                     }
-                    request.tenant = binding.tenant;
+                    Some(binding) => {
+                        request.tenant = binding.tenant;
+                        Ok(())
+                    }
                 }
-                Ok(())
             }
-            _ => {
-                let Some(binding) = bound else {
-                    return Err(refused(request, &claimed(message), "its certificate is bound to no enrollment"));
-                };
-                if binding.replaced {
-                    return Err(refused(request, &binding.enrollment, "its certificate was replaced by a later Authenticate"));
+            _ => self.check_known(request, message, bound).await,
+        }
+    }
+
+    /// Of every message but Authenticate.
+    async fn check_known(&self, request: &mut DeviceRequest, message: &mut Message, bound: Option<Binding>) -> Result<(), Refusal> {
+        let binding = match bound {
+            Some(binding) => binding,
+            None => match self.adopted(request, message).await? {
+                Some(binding) => binding,
+                None => {
+                    let device = claimed(message);
+                    self.mismatch(request, &device, "its certificate is bound to no enrollment, and does not name this one")?;
+                    return self.trusted(request, &device).await;
                 }
-                match message {
-                    Message::Malformed(report) => {
-                        // The report is the certificate's enrollment's; what its bytes claim must agree or be absent.
-                        match &report.enrollment {
-                            Some(claim) if *claim.device() != binding.enrollment => {
-                                return Err(refused(request, claim.device(), "its certificate is bound to another enrollment"));
-                            }
-                            Some(_) => {}
-                            None => {
-                                let known = self.storage.enrollment(&binding.enrollment).await?;
-                                report.enrollment = known.map(|record| Enrollment { id: record.id, parent: record.parent, kind: record.kind });
-                            }
-                        }
+            },
+        };
+        if binding.replaced {
+            self.mismatch(request, &binding.enrollment, "its certificate was replaced by a later one")?;
+        }
+        match message {
+            Message::Malformed(report) => {
+                // The report is the certificate's enrollment's; what its bytes claim must agree or be absent. Nothing of it is believed, so
+                // a mismatch is refused even where others are only watched.
+                match &report.enrollment {
+                    Some(claim) if *claim.device() != binding.enrollment => {
+                        return Err(refused(request, claim.device(), "its certificate is bound to another enrollment"));
                     }
-                    Message::CheckIn(_) | Message::Report(_) => {
-                        let device = claimed(message);
-                        if device != binding.enrollment {
-                            return Err(refused(request, &device, "its certificate is bound to another enrollment"));
-                        }
+                    Some(_) => {}
+                    None => {
+                        let known = self.storage.enrollment(&binding.enrollment).await?;
+                        report.enrollment = known.map(|record| Enrollment { id: record.id, parent: record.parent, kind: record.kind });
                     }
                 }
-                request.tenant = binding.tenant;
-                Ok(())
+            }
+            Message::CheckIn(_) | Message::Report(_) => {
+                let device = claimed(message);
+                if device != binding.enrollment {
+                    self.mismatch(request, &device, "its certificate is bound to another enrollment")?;
+                    return self.trusted(request, &device).await;
+                }
+            }
+        }
+        request.tenant = binding.tenant;
+        Ok(())
+    }
+
+    /// A certificate that nobody is known by becomes the enrollment's, if it may.
+    async fn adopted(&self, request: &DeviceRequest, message: &Message) -> Result<Option<Binding>, Refusal> {
+        // What a malformed report claims to be is not believed, and what has expired is nobody's new identity.
+        let now = self.clock.now();
+        if matches!(message, Message::Malformed(_)) || request.certificate.not_after < now {
+            return Ok(None);
+        }
+        let device = claimed(message);
+        let Some(record) = self.storage.enrollment(&device).await? else { return Ok(None) };
+        let has_one = record.facts.get("certificate").is_some();
+        let reason = if has_one && names(&request.certificate, &record) {
+            Reason::Rotation
+        } else if !has_one && self.rules.retroactive {
+            Reason::Retroactive
+        } else {
+            return Ok(None);
+        };
+        let association = Association {
+            enrollment: device.clone(),
+            certificate: request.certificate.clone(),
+            reason,
+            request_id: request.id.clone(),
+            now,
+        };
+        match self.storage.associate_certificate(association).await? {
+            Associated::Bound(binding) => {
+                metrics::counter!("wasmdm_identities_adopted_total", "how" => if has_one { "rotation" } else { "retroactive" }).increment(1);
+                info!(
+                    request.id = request.id,
+                    enrollment.id = %device,
+                    certificate.sha256 = request.certificate.fingerprint(),
+                    "Enrollment {device} is known by a new certificate"
+                );
+                Ok(Some(binding))
+            }
+            Associated::Refused { reason } => {
+                warn!(request.id = request.id, enrollment.id = %device, "The new certificate of enrollment {device} is not taken: {reason}");
+                Ok(None)
             }
         }
     }
+
+    /// Refuses, unless mismatches are only watched.
+    fn mismatch(&self, request: &DeviceRequest, device: &EnrollmentId, reason: &str) -> Result<(), Refusal> {
+        if !self.rules.only_warn {
+            return Err(refused(request, device, reason));
+        }
+        metrics::counter!("wasmdm_binding_warnings_total").increment(1);
+        warn!(
+            request.id = request.id,
+            enrollment.id = %device,
+            certificate.sha256 = request.certificate.fingerprint(),
+            "Enrollment {device} is served, but would be refused: {reason}"
+        );
+        Ok(())
+    }
+
+    /// Bindings are only watched: the message is of the enrollment that it names.
+    async fn trusted(&self, request: &mut DeviceRequest, device: &EnrollmentId) -> Result<(), Refusal> {
+        if let Some(record) = self.storage.enrollment(device).await? {
+            request.tenant = record.tenant;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the certificate itself says that it is this enrollment's: by its UDID or `EnrollmentID`, or by its serial number.
+pub(crate) fn names(certificate: &wasmdm_protocol::certificate::Certificate, record: &EnrollmentRecord) -> bool {
+    let serial_number = record.facts.get("serial_number").and_then(serde_json::Value::as_str);
+    certificate.names_one_of([record.id.as_str()].into_iter().chain(serial_number))
 }
 
 impl<S: Service> Service for CertificateBinding<S> {

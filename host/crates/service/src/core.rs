@@ -9,9 +9,12 @@ mod token_update;
 mod user_authenticate;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use moka::sync::Cache;
 use wasmdm_protocol::checkin::{CheckIn, CheckInMessage};
+use wasmdm_protocol::enrollment::EnrollmentId;
 use wasmdm_protocol::report::{Report, Status};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::Storage;
@@ -34,6 +37,18 @@ pub trait PollListener: std::fmt::Debug + Send + Sync + 'static {
     fn polled(&self, message: DeviceMessage, at: Timestamp);
 }
 
+/// Which certificate a known device may come back with, outside of a renewal (edge case 19).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReEnroll {
+    /// Any that an authority of the operator's issued, as in NanoMDM. It is always told by an event and a row of the audit.
+    #[default]
+    Allow,
+    /// The one that it has, or one that names it: its UDID, `EnrollmentID` or serial number. In a renewal too.
+    SameIdentity,
+    /// Only if a plugin says `allow`; that none objects is not enough.
+    Policy,
+}
+
 /// What a server may be set up with, or not.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -43,6 +58,11 @@ pub struct Options {
     pub poll_listener: Option<Arc<dyn PollListener>>,
     /// Users of Macs are managed, without a proof of who they are; otherwise they are declined.
     pub zero_length_digest_challenge: bool,
+    /// What a known device may come back with.
+    pub re_enroll: ReEnroll,
+    /// Bindings of certificates are only watched ([`crate::certificate_binding::BindingRules::only_warn`]): a device may enroll with the
+    /// certificate of another.
+    pub certificates_may_be_shared: bool,
 }
 
 /// The innermost service. Clones share all state.
@@ -53,15 +73,34 @@ pub struct Core {
     policy: Arc<dyn EnrollmentPolicy>,
     in_flight: InFlight,
     options: Options,
+    /// Enrollments of which it was written down a moment ago that they were refused with a new certificate.
+    refused_takeovers: Cache<EnrollmentId, ()>,
 }
+
+/// Refusals of the same device are written down once in this time, for so many devices.
+const TAKEOVER_ROWS_EVERY: Duration = Duration::from_mins(1);
+const TAKEOVER_ROWS_OF: u64 = 10_000;
 
 impl Core {
     /// A service over `storage` that asks `policy` before it stores an Authenticate.
     pub fn new(storage: Storage, clock: Arc<dyn Clock>, policy: Arc<dyn EnrollmentPolicy>, options: Options) -> Self {
-        Self { storage, clock, policy, in_flight: InFlight::default(), options }
+        let refused_takeovers = Cache::builder().max_capacity(TAKEOVER_ROWS_OF).time_to_live(TAKEOVER_ROWS_EVERY).build();
+        Self { storage, clock, policy, in_flight: InFlight::default(), options, refused_takeovers }
+    }
+
+    /// Whether the identity that the request came with has expired. The operator may let such devices go on for a while, but then only to get
+    /// a new one (edge case 22).
+    fn is_expired(&self, request: &DeviceRequest) -> bool {
+        request.certificate.not_after < self.clock.now()
     }
 
     async fn check_in(&self, request: DeviceRequest, message: CheckInMessage) -> Result<Reply, Refusal> {
+        if self.is_expired(&request) && !matches!(message.check_in, CheckIn::CheckOut) {
+            return Err(Refusal::bad_request(format!(
+                "enrollment {}: its identity has expired, so it may poll for a command that renews it, and nothing else",
+                message.enrollment.id
+            )));
+        }
         match &message.check_in {
             // Their events commit with what they change.
             CheckIn::Authenticate(_) | CheckIn::TokenUpdate(_) | CheckIn::CheckOut | CheckIn::SetBootstrapToken(_) => {}

@@ -28,6 +28,8 @@ pub struct Candidate {
     pub message: plist::Value,
     /// Whether the enrollment is known already.
     pub re_enrolling: bool,
+    /// A command has asked for it: its identity is renewed, and it goes on as it was.
+    pub renewing: bool,
     /// Of the device's request: the same in log and audit.
     pub request_id: String,
 }
@@ -42,6 +44,15 @@ pub struct PolicyAnswer {
     pub effects: Vec<DecisionEffects>,
     /// One row per deny, quarantine and failure; already rate-limited.
     pub audit: Vec<AuditRow>,
+}
+
+impl PolicyAnswer {
+    /// Whether a plugin said `allow` (and not only that it does not mind), and is not merely monitored.
+    pub fn is_allowed_by_name(&self) -> bool {
+        let said = |decision: &serde_json::Value, key: &str| decision.get(key).and_then(serde_json::Value::as_str).map(str::to_owned);
+        let decisions = self.decisions.as_array();
+        decisions.into_iter().flatten().any(|decision| said(decision, "verdict").as_deref() == Some("allow") && said(decision, "mode").is_none())
+    }
 }
 
 /// The one outcome of a chain of decisions.

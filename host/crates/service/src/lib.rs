@@ -14,6 +14,7 @@ pub mod outbox;
 pub mod pusher;
 pub mod reply;
 pub mod subscriber;
+pub mod waker;
 
 use futures_util::future::BoxFuture;
 

@@ -268,6 +268,9 @@ impl Outbox {
                 if !commands.is_empty() {
                     // The commands are stored; a device that is not woken fetches them at its next poll.
                     self.pusher.push(&lease.tenant, &commands).await;
+                    if let Err(error) = self.storage.woken(commands, now).await {
+                        debug!("It could not be kept that devices were woken, they are woken once more: {error}");
+                    }
                 }
                 Ok(released.then_some(Served::Released))
             }

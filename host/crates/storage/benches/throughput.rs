@@ -14,7 +14,7 @@ use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, Enrollm
 use wasmdm_protocol::plist::{Dictionary, Value, to_xml};
 use wasmdm_protocol::report::Status;
 use wasmdm_protocol::time::Timestamp;
-use wasmdm_storage::commands::{CommandOptions, Enqueue, ReportInput};
+use wasmdm_storage::commands::{CommandOptions, Enqueue, Offer, ReportInput};
 use wasmdm_storage::enrollments::{Authenticate, TokenUpdate};
 use wasmdm_storage::{OpenOptions, Storage};
 
@@ -55,15 +55,17 @@ fn main() {
         })
         .await;
         each("poll, then report with the next command", COMMANDS + 1, &storage, |storage, device| async move {
-            let mut next = storage.poll(&TenantId::default(), &id(device), true, NOW).await.unwrap();
+            let mut next = storage.poll(&TenantId::default(), &id(device), Offer { reoffer_sent: true, only_renewals: false }, NOW).await.unwrap();
             while let Some(command) = next {
-                next = storage.report(report(device, &command.uuid), true).await.unwrap().1;
+                next = storage.report(report(device, &command.uuid), false).await.unwrap().1;
             }
         })
         .await;
         each("idle poll with nothing pending", 1000, &storage, |storage, device| async move {
             for _ in 0..1000 {
-                assert!(storage.poll(&TenantId::default(), &id(device), true, NOW).await.unwrap().is_none());
+                assert!(
+                    storage.poll(&TenantId::default(), &id(device), Offer { reoffer_sent: true, only_renewals: false }, NOW).await.unwrap().is_none()
+                );
             }
         })
         .await;
@@ -138,6 +140,8 @@ fn authenticate(device: usize, certificate: Certificate) -> Authenticate {
         raw: to_xml(&document),
         document,
         certificate,
+        may_change_certificate: true,
+        may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),
         quarantined_by: None,

@@ -1,9 +1,17 @@
 //! Which certificate is whose.
 
+use crate::audit::{self, AuditRow};
+use crate::events::{Cause, Happened, emit};
+use crate::memory::Change;
 use crate::sql::{Columns, args};
-use crate::{Storage, StorageError, tenant};
+use crate::writer::{Class, Outcome, Tx};
+use crate::{Storage, StorageError, sealed, tenant};
+use serde_json::{Value, json};
 use std::fmt::Write as _;
+use std::sync::Arc;
+use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
 
 /// Which enrollment a certificate belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +22,51 @@ pub struct Binding {
     pub enrollment: EnrollmentId,
     /// A later Authenticate brought another certificate: this one is no longer accepted.
     pub replaced: bool,
+}
+
+/// Why a certificate becomes an enrollment's without an Authenticate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The device's system renewed its identity by itself; the caller has seen that the certificate names the enrollment (edge case 20).
+    Rotation,
+    /// The enrollment was moved here from another server and has no certificate yet.
+    Retroactive,
+}
+
+impl Reason {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rotation => "rotation",
+            Self::Retroactive => "retroactive",
+        }
+    }
+}
+
+/// A certificate that a device spoke with and that nobody is known by.
+#[derive(Debug, Clone)]
+pub struct Association {
+    /// The device's channel.
+    pub enrollment: EnrollmentId,
+    /// Whom it spoke as; the chain was verified.
+    pub certificate: Certificate,
+    /// Why it may be the enrollment's.
+    pub reason: Reason,
+    /// Of the device's request.
+    pub request_id: String,
+    /// When it spoke.
+    pub now: Timestamp,
+}
+
+/// What became of an [`Association`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Associated {
+    /// It is the enrollment's certificate from now on, and its only one.
+    Bound(Binding),
+    /// Nothing was written.
+    Refused {
+        /// For the log.
+        reason: String,
+    },
 }
 
 pub(crate) const SELECT_BINDING: &str = "SELECT tenant_id, enrollment_id, replaced FROM certificate_bindings WHERE identity = ?";
@@ -32,6 +85,137 @@ impl Storage {
         self.inner.memory.cache_binding(*identity, binding.clone(), changes);
         Ok(Some(binding))
     }
+
+    /// Binds a certificate to an enrollment that is known, and replaces the one it had. Everything but what the certificate says of its
+    /// holder is checked here: it is bound nowhere, the enrollment is a device's, has a certificate (a rotation, and not a later one) or
+    /// has never had one (retroactively).
+    pub async fn associate_certificate(&self, association: Association) -> Result<Associated, StorageError> {
+        let association = Arc::new(association);
+        self.write(Class::Answer, move |tx| {
+            let association = Arc::clone(&association);
+            Box::pin(async move { Ok(Outcome::Commit(associate(tx, &association).await?)) })
+        })
+        .await
+    }
+}
+
+const SELECT_DEVICE: &str = "SELECT tenant_id, parent_id FROM enrollments WHERE id = ?";
+const SELECT_NEWEST: &str =
+    "SELECT replaced, not_before, sha256 FROM certificate_bindings WHERE enrollment_id = ? ORDER BY replaced, created_at DESC LIMIT 1";
+const REPLACE_BINDINGS: &str =
+    "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND identity <> ?";
+const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
+    (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
+
+async fn associate(tx: &mut Tx, association: &Association) -> Result<Associated, StorageError> {
+    let refused = |reason: &str| Ok(Associated::Refused { reason: reason.to_owned() });
+    let Association { enrollment: id, certificate, reason, request_id, now } = association;
+    if let Some(row) = tx.one(SELECT_BINDING, args![hex(&certificate.identity)]).await? {
+        let bound = binding(&row)?;
+        // Two requests of the device at once: the other one has done it.
+        return if bound.enrollment == *id && !bound.replaced { Ok(Associated::Bound(bound)) } else { refused("its certificate is bound already") };
+    }
+    let Some(device) = tx.one(SELECT_DEVICE, args![id.as_str()]).await? else {
+        return refused("it is unknown");
+    };
+    if device.opt_text(1)?.is_some() {
+        return refused("it is the channel of a user");
+    }
+    let tenant = TenantId::new(device.text(0)?);
+    let newest = tx.one(SELECT_NEWEST, args![id.as_str()]).await?;
+    let previous = match (reason, &newest) {
+        (Reason::Retroactive, Some(_)) => return refused("it has a certificate already"),
+        (Reason::Retroactive, None) => None,
+        (Reason::Rotation, None) => return refused("it has no certificate that this one could follow"),
+        (Reason::Rotation, Some(newest)) => {
+            if newest.flag(0)? {
+                return refused("it has no certificate that this one could follow");
+            }
+            // Otherwise an older certificate that somebody kept would come back to life.
+            if certificate.not_before < newest.time(1)? {
+                return refused("its certificate is older than the one that it is known by");
+            }
+            Some(newest.text(2)?)
+        }
+    };
+    replace_bindings(tx, id, &hex(&certificate.identity), *now).await?;
+    let bound = bind(tx, &tenant, id, certificate, *now).await?;
+    let mut detail = json!({ "how": reason.as_str(), "certificate": certificate.fingerprint(), "request": request_id });
+    if let (Some(previous), Value::Object(detail)) = (&previous, &mut detail) {
+        detail.insert("previous_certificate".to_owned(), previous.as_str().into());
+    }
+    let action = if previous.is_some() { "identity.renewed" } else { "identity.associated" };
+    let row = AuditRow { tenant: tenant.clone(), actor: "server".to_owned(), action: action.to_owned(), target: Some(id.clone()), detail, at: *now };
+    audit::insert(tx, &row).await?;
+    if let Some(previous) = previous {
+        renewed(tx, &tenant, id, reason.as_str(), &previous, None, *now).await?;
+    }
+    Ok(Associated::Bound(bound))
+}
+
+/// The event `identity.renewed`: an enrollment goes on under another certificate.
+pub(crate) async fn renewed(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    how: &str,
+    previous: &str,
+    message: Option<Value>,
+    now: Timestamp,
+) -> Result<(), StorageError> {
+    let happened = Happened { tenant, topic: "identity.renewed", request_type: None, at: now, who: Some(id), cause: &Cause::default() };
+    emit(tx, happened, || {
+        let mut data = json!({ "how": how, "previous_certificate": previous });
+        if let (Some(message), Value::Object(data)) = (message, &mut data) {
+            data.insert("message".to_owned(), message);
+        }
+        data
+    })
+    .await
+}
+
+/// Makes it the enrollment's. That it is bound to no other is the caller's to see, and that the one before is [replaced](replace_bindings).
+pub(crate) async fn bind(
+    tx: &mut Tx,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    certificate: &Certificate,
+    now: Timestamp,
+) -> Result<Binding, StorageError> {
+    tx.run(
+        INSERT_BINDING,
+        args![
+            hex(&certificate.identity),
+            hex(&certificate.sha256),
+            tenant.as_str(),
+            id.as_str(),
+            sealed::seal(&certificate.der),
+            certificate.subject.as_str(),
+            certificate.issuer.as_str(),
+            certificate.not_before.as_millis(),
+            certificate.not_after.as_millis(),
+            now.as_millis(),
+        ],
+    )
+    .await?;
+    let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
+    tx.after_commit(Change::Binding(certificate.identity, binding.clone()));
+    Ok(binding)
+}
+
+/// Ends what the enrollment was known by, but for that certificate.
+pub(crate) async fn replace_bindings(tx: &mut Tx, id: &EnrollmentId, but: &str, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), but]).await?;
+    tx.after_commit(Change::BindingsOf(id.clone()));
+    Ok(())
+}
+
+const SELECT_CURRENT: &str = "SELECT sha256 FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0";
+
+/// The fingerprint of the enrollment's certificate.
+pub(crate) async fn current_fingerprint(tx: &mut Tx, id: &EnrollmentId) -> Result<Option<String>, StorageError> {
+    tx.one(SELECT_CURRENT, args![id.as_str()]).await?.map(|row| row.text(0)).transpose()
 }
 
 pub(crate) fn binding(row: &sqlx::any::AnyRow) -> Result<Binding, StorageError> {

@@ -4,12 +4,12 @@
 //! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
 
 use crate::device_messages::{heard, heard_orphan};
-use crate::enrollments::{configuration_released, is_known};
+use crate::enrollments::{configuration_released, is_known, renewal_begins, renewal_ends, renewal_fails};
 use crate::events::{Cause, Happened, digest, emit, redacted, wanted};
 use crate::memory::Change;
 use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, millis, sealed, tenant};
+use crate::{Storage, StorageError, millis, sealed, tenant, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
@@ -35,6 +35,9 @@ pub struct CommandOptions {
     pub expires_at: Option<Timestamp>,
     /// Wake the device.
     pub push: bool,
+    /// It makes the device enroll anew with another certificate, and what follows is no new enrollment: for a day after it went out, an
+    /// Authenticate of the device keeps queue and tokens.
+    pub renews_identity: bool,
 }
 
 /// A command for several enrollments.
@@ -95,6 +98,15 @@ impl fmt::Debug for NextCommand {
             .field("deliveries", &self.deliveries)
             .finish_non_exhaustive()
     }
+}
+
+/// What a poll may be answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offer {
+    /// One that was sent and not answered comes again, and first.
+    pub reoffer_sent: bool,
+    /// The device's identity has expired: it gets nothing but a command that renews it.
+    pub only_renewals: bool,
 }
 
 /// A report that belongs to the enrollment.
@@ -207,23 +219,23 @@ impl Storage {
         Ok(outcomes)
     }
 
-    /// An Idle poll: clears `NotNow` marks (if there are any), then offers the next command. With `reoffer_sent` one that was sent and not
-    /// answered comes again first. Nothing pending: no database work at all on SQLite.
-    pub async fn poll(&self, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
+    /// An Idle poll: clears `NotNow` marks (if there are any), then offers the next command. Nothing pending: no database work at all on
+    /// SQLite.
+    pub async fn poll(&self, tenant: &TenantId, id: &EnrollmentId, offer: Offer, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
         if !self.inner.memory.is_pending(id) {
             return Ok(None);
         }
         let (tenant, id) = (tenant.clone(), id.clone());
         self.write(Class::Answer, move |tx| {
             let (tenant, id) = (tenant.clone(), id.clone());
-            Box::pin(async move { Ok(Outcome::Commit(poll(tx, &tenant, &id, reoffer_sent, now).await?)) })
+            Box::pin(async move { Ok(Outcome::Commit(poll(tx, &tenant, &id, offer, now).await?)) })
         })
         .await
     }
 
     /// Stores a report and takes the next command of the same channel, in one transaction. After a report no command that stands at `NotNow` is offered, and one
-    /// that was sent only if the report is a repeated one: its answer was lost.
-    pub async fn report(&self, report: ReportInput, want_next: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
+    /// that was sent only if the report is a repeated one: its answer was lost. `only_renewals` is that of [`Offer`].
+    pub async fn report(&self, report: ReportInput, only_renewals: bool) -> Result<(Recorded, Option<NextCommand>), StorageError> {
         let input = Arc::new(report);
         self.write(Class::Answer, move |tx| {
             let input = Arc::clone(&input);
@@ -236,9 +248,15 @@ impl Storage {
                     Recorded::Orphan => heard_orphan(tx, &input.tenant, &whose, input.now).await?,
                     Recorded::Final | Recorded::NotNow | Recorded::Repeated => heard(tx, &input.tenant, &whose, None, input.now).await?,
                 }
-                let next =
-                    if want_next && recorded != Recorded::Refused { next(tx, &input.tenant, &whose, reoffer_sent, input.now).await? } else { None };
-                Ok(Outcome::Commit((recorded, next)))
+                let offer = Offer { reoffer_sent, only_renewals };
+                if recorded == Recorded::Refused {
+                    return Ok(Outcome::Commit((recorded, None)));
+                }
+                let next = next(tx, &input.tenant, &whose, offer, input.now).await?;
+                if matches!(next, Next::Later) && tx.one(HAS_DEFERRED, args![whose.as_str()]).await?.is_some() {
+                    wakes::session_ended(tx, &input.tenant, &whose, recorded == Recorded::NotNow, input.now).await?;
+                }
+                Ok(Outcome::Commit((recorded, next.command())))
             })
         })
         .await
@@ -324,7 +342,7 @@ macro_rules! select_queue {
     ($rest:literal) => {
         concat!(
             "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
-            "q.origin, q.expires_at, q.idempotency_key, q.priority FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
+            "q.origin, q.expires_at, q.idempotency_key, q.priority, q.renews_identity FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
             $rest
         )
     };
@@ -346,11 +364,11 @@ pub(crate) const SELECT_OPEN_OF_DEVICE: &str =
 /// nothing; in quarantine (a user's is its device's) only what a person or the plugin that put it there has queued.
 pub(crate) const SELECT_NEXT: &str = concat!(
     "SELECT q.sequence, q.tenant_id, q.enrollment_id, q.command_uuid, c.request_type, q.state, q.deliveries, q.not_now_deliveries, ",
-    "q.origin, q.expires_at, q.idempotency_key, q.priority, c.body FROM command_queue q ",
+    "q.origin, q.expires_at, q.idempotency_key, q.priority, q.renews_identity, c.body FROM command_queue q ",
     "JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid ",
     "JOIN enrollments e ON e.id = q.enrollment_id LEFT JOIN enrollments p ON p.id = e.parent_id ",
     "WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.tenant_id = ? AND q.state = ? AND (q.not_before IS NULL OR q.not_before <= ?) ",
-    "AND (q.expires_at IS NULL OR q.expires_at > ?) AND e.state = 'enrolled' ",
+    "AND (q.expires_at IS NULL OR q.expires_at > ?) AND (? = 0 OR q.renews_identity = 1) AND e.state = 'enrolled' ",
     "AND (COALESCE(p.quarantined_by, e.quarantined_by) IS NULL OR q.origin LIKE 'api:%' ",
     "OR q.origin = CONCAT('plugin:', COALESCE(p.quarantined_by, e.quarantined_by))) ",
     "ORDER BY q.priority DESC, q.sequence LIMIT 1"
@@ -362,7 +380,7 @@ pub(crate) const SELECT_BY_KEY: &str =
 const INSERT_QUEUED: &str = "INSERT INTO command_queue \
     (tenant_id, enrollment_id, command_uuid, state, is_open, priority, not_before, expires_at, collapse_key, idempotency_key, origin, hops, \
      wants_push, renews_identity, deliveries, not_now_deliveries, not_now_count, created_at, updated_at) \
-    VALUES (?, ?, ?, 'queued', 1, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, 0, ?, ?)";
+    VALUES (?, ?, ?, 'queued', 1, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, ?)";
 pub(crate) const CLEAR_NOT_NOW: &str =
     "UPDATE command_queue SET state = 'queued', updated_at = ? WHERE is_open = 1 AND enrollment_id = ? AND state = 'not-now'";
 const MARK_SENT: &str = "UPDATE command_queue SET state = 'sent', deliveries = deliveries + 1, sent_at = ?, updated_at = ? WHERE sequence = ?";
@@ -372,6 +390,7 @@ const FINISH: &str = "UPDATE command_queue SET state = ?, is_open = 0, updated_a
 const FINISH_ALL_OF_DEVICE: &str = "UPDATE command_queue SET state = 'cancelled', is_open = 0, updated_at = ?, finished_at = ? \
     WHERE is_open = 1 AND enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
 pub(crate) const HAS_OPEN: &str = "SELECT 1 FROM command_queue WHERE is_open = 1 AND enrollment_id = ? LIMIT 1";
+pub(crate) const HAS_DEFERRED: &str = "SELECT 1 FROM command_queue WHERE is_open = 1 AND enrollment_id = ? AND state = 'not-now' LIMIT 1";
 const SELECT_RESULT: &str = "SELECT status, report FROM command_results WHERE enrollment_id = ? AND command_uuid = ?";
 const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_id, command_uuid, status, is_final, report, received_at) \
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (enrollment_id, command_uuid) DO UPDATE SET status = excluded.status, \
@@ -432,6 +451,7 @@ struct Row {
     expires_at: Option<Timestamp>,
     idempotency_key: Option<String>,
     priority: i64,
+    renews_identity: bool,
 }
 
 impl Row {
@@ -449,6 +469,7 @@ impl Row {
             expires_at: row.opt_time(9)?,
             idempotency_key: row.opt_text(10)?,
             priority: row.int(11)?,
+            renews_identity: row.flag(12)?,
         })
     }
 
@@ -511,12 +532,16 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
             origin,
             i64::from(cause.hops),
             i64::from(options.push),
+            i64::from(options.renews_identity),
             now.as_millis(),
             now.as_millis(),
         ],
     )
     .await?;
     tx.after_commit(Change::Pending(target.clone(), true));
+    if options.push {
+        wakes::command_waits(tx, tenant, target, options.not_before, now).await?;
+    }
     let about = About {
         uuid: &command.uuid,
         request_type: &command.request_type,
@@ -528,25 +553,44 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     Ok(EnqueueOutcome::Queued { uuid: command.uuid.clone() })
 }
 
-async fn poll(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
+async fn poll(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, offer: Offer, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
     tx.run(CLEAR_NOT_NOW, args![now.as_millis(), id.as_str()]).await?;
-    next(tx, tenant, id, reoffer_sent, now).await
+    Ok(next(tx, tenant, id, offer, now).await?.command())
+}
+
+/// What a session goes on with.
+enum Next {
+    Command(NextCommand),
+    /// Nothing now, but there are open commands.
+    Later,
+    /// The queue is empty.
+    Nothing,
+}
+
+impl Next {
+    fn command(self) -> Option<NextCommand> {
+        match self {
+            Self::Command(command) => Some(command),
+            Self::Later | Self::Nothing => None,
+        }
+    }
 }
 
 /// Expired commands that one request finds on its way and marks; more are left to the sweep, and skipped.
 const EXPIRED_ON_THE_WAY: usize = 32;
 
 /// Takes the next command that may go out.
-async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: bool, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {
+async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, offer: Offer, now: Timestamp) -> Result<Next, StorageError> {
     let mut found_expired = 0;
     let mut chosen: Option<(Row, Bytes)> = None;
     // One that was sent and not answered comes again first, but for what is more urgent: a device that never answers one command must
     // still get the lock or the release that somebody put before everything else.
-    let states: &[&str] = if reoffer_sent { &["sent", "queued"] } else { &["queued"] };
+    let states: &[&str] = if offer.reoffer_sent { &["sent", "queued"] } else { &["queued"] };
     for &state in states {
         loop {
             let expires_after = if found_expired < EXPIRED_ON_THE_WAY { i64::MIN } else { now.as_millis() };
-            let args = args![id.as_str(), tenant.as_str(), state, now.as_millis(), expires_after];
+            let only_renewals = i64::from(offer.only_renewals);
+            let args = args![id.as_str(), tenant.as_str(), state, now.as_millis(), expires_after, only_renewals];
             let Some(columns) = tx.one(SELECT_NEXT, args).await? else {
                 break;
             };
@@ -557,22 +601,27 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, reoffer_sent: b
                 continue;
             }
             if chosen.as_ref().is_none_or(|(chosen, _)| row.priority > chosen.priority) {
-                chosen = Some((row, columns.sealed(12)?));
+                chosen = Some((row, columns.sealed(13)?));
             }
             break;
         }
     }
     if let Some((row, body)) = chosen {
-        return send(tx, row, body, now).await.map(Some);
+        return send(tx, row, body, now).await.map(Next::Command);
     }
-    if tx.one(HAS_OPEN, args![id.as_str()]).await?.is_none() {
-        tx.after_commit(Change::Pending(id.clone(), false));
+    if tx.one(HAS_OPEN, args![id.as_str()]).await?.is_some() {
+        return Ok(Next::Later);
     }
-    Ok(None)
+    tx.after_commit(Change::Pending(id.clone(), false));
+    wakes::not_needed(tx, id).await?;
+    Ok(Next::Nothing)
 }
 
 async fn send(tx: &mut Tx, row: Row, body: Bytes, now: Timestamp) -> Result<NextCommand, StorageError> {
     tx.run(MARK_SENT, args![now.as_millis(), now.as_millis(), row.sequence]).await?;
+    if row.renews_identity {
+        renewal_begins(tx, &row.enrollment, &row.uuid, now).await?;
+    }
     emit_row(tx, &row, "command.sent", "sent", None, &Cause::default(), now).await?;
     let deliveries = u32::try_from(row.deliveries + 1).unwrap_or(u32::MAX);
     Ok(NextCommand { uuid: row.uuid, request_type: row.request_type, body, deliveries })
@@ -650,6 +699,8 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
     emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
     if state == "acknowledged" {
         acknowledged(tx, input, row).await?;
+    } else if row.renews_identity {
+        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
     }
     Ok(Recorded::Final)
 }
@@ -662,6 +713,7 @@ async fn acknowledged(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<(),
             let channel = tx.one(SELECT_PARENT, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
             let parent = channel.map(|channel| channel.opt_text(0)).transpose()?.flatten();
             let device = parent.map_or_else(|| row.enrollment.clone(), EnrollmentId::new);
+            renewal_ends(tx, &device).await?;
             clear_queue(tx, &input.tenant, &device, &Cause::default(), input.now).await
         }
         "DeviceConfigured" | "UserConfigured" => configuration_released(tx, &input.tenant, &row.enrollment, input.now).await,
@@ -688,6 +740,10 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
     )
     .await?;
     tx.run(MARK_NOT_NOW, args![input.now.as_millis(), row.sequence]).await?;
+    if row.renews_identity {
+        // It does not keep the command.
+        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
     emit_row(tx, row, "command.not-now", Status::NotNow.as_str(), Some(input), &Cause::default(), input.now).await?;
     Ok(Recorded::NotNow)
 }
@@ -762,6 +818,7 @@ pub(crate) async fn clear_queue(tx: &mut Tx, tenant: &TenantId, device: &Enrollm
     if rows.is_empty() {
         return Ok(());
     }
+    wakes::device_begins_anew(tx, device).await?;
     tx.run(FINISH_ALL_OF_DEVICE, args![now.as_millis(), now.as_millis(), device.as_str(), device.as_str()]).await?;
     for row in &rows {
         let row = Row::of(row)?;

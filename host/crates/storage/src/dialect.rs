@@ -58,7 +58,10 @@ impl Dialect {
     /// All migrations, embedded. Files are only ever added.
     pub(crate) fn migrator(self) -> Migrator {
         let files: &[(i64, &'static str, &'static str)] = match self {
-            Self::Sqlite => &[(1, "initial", include_str!("../migrations/sqlite/0001_initial.sql"))],
+            Self::Sqlite => &[
+                (1, "initial", include_str!("../migrations/sqlite/0001_initial.sql")),
+                (3, "renewal and wakes", include_str!("../migrations/sqlite/0003_renewal_and_wakes.sql")),
+            ],
         };
         let migrations = files
             .iter()

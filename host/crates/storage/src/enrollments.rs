@@ -1,23 +1,24 @@
 //! Enrollments: how they begin, go on and end.
 
 use crate::audit::{self, AuditRow};
-use crate::certificate_bindings::{Binding, SELECT_BINDING, binding, hex};
+use crate::certificate_bindings::{Binding, SELECT_BINDING, bind, binding, current_fingerprint, hex, renewed, replace_bindings};
 use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::device_messages::heard;
-use crate::effects::{self, Applied, DecisionEffects};
+use crate::effects::{self, Applied, DecisionEffects, PluginEffects};
 use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
 use crate::memory::Change;
 use crate::sql::{Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, sealed};
+use crate::{Storage, StorageError, sealed, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -39,6 +40,10 @@ pub struct Authenticate {
     pub document: wasmdm_protocol::plist::Value,
     /// Whom the message was signed by.
     pub certificate: Certificate,
+    /// Whether a device that is known may come back with a certificate that it is not known by, outside of a renewal.
+    pub may_change_certificate: bool,
+    /// Store it although the certificate is bound to another enrollment, and leave that binding as it is: bindings are only watched.
+    pub may_share_certificate: bool,
     /// Of the URL that the device called.
     pub url_params: BTreeMap<String, String>,
     /// Tags that policies give it.
@@ -63,6 +68,8 @@ pub enum Authenticated {
         /// The enrollment was known before.
         re_enrolling: bool,
     },
+    /// It goes on as it was, under the certificate that it came with: the renewal that a command asked for (edge case 19).
+    Renewed,
     /// The certificate is bound to another enrollment, or was replaced, or the enrollment belongs to another tenant: nothing was written.
     Refused {
         /// For the log.
@@ -126,7 +133,8 @@ pub enum TokenUpdated {
 
 impl Storage {
     /// Begins an enrollment anew: the queue of the device and its users is cancelled, tokens are dropped, users' channels are disabled,
-    /// and the certificate becomes the device's only one.
+    /// and the certificate becomes the device's only one. Within the day after a command that renews the identity went out, only the last
+    /// of these.
     ///
     /// # Errors
     /// [`StorageError::Invalid`] when an effect of a policy can never be stored.
@@ -276,8 +284,8 @@ const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
 const QUARANTINED: &str = "quarantined";
 
 const COUNT_BY_STATE: &str = "SELECT state, COUNT(*) FROM enrollments GROUP BY state";
-const SELECT_ENROLLMENT: &str = "SELECT tenant_id, kind, state, topic, tally, re_enrolling, awaiting_configuration, facts, push_magic, push_token, parent_id \
-    FROM enrollments WHERE id = ?";
+const SELECT_ENROLLMENT: &str = "SELECT tenant_id, kind, state, topic, tally, re_enrolling, awaiting_configuration, facts, push_magic, push_token, parent_id, \
+    renewal_until, renewing FROM enrollments WHERE id = ?";
 const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
     (id, tenant_id, kind, topic, state, generation, tally, re_enrolling, quarantined_by, serial_number, model, facts, url_params, decisions, \
      authenticated_at, created_at, updated_at) \
@@ -285,7 +293,7 @@ const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
     ON CONFLICT (id) DO UPDATE SET topic = excluded.topic, state = 'enrolling', generation = enrollments.generation + 1, tally = 0, \
      re_enrolling = excluded.re_enrolling, awaiting_configuration = NULL, quarantined_by = excluded.quarantined_by, \
      serial_number = excluded.serial_number, model = excluded.model, facts = excluded.facts, url_params = excluded.url_params, \
-     decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, \
+     decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, \
      authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
 /// User channels of a device: far more than a Mac in a lab sees, and a bound to what one certificate can fill the database with.
 const USERS: i64 = 10_000;
@@ -294,10 +302,24 @@ const INSERT_USER: &str = "INSERT INTO enrollments \
     (id, tenant_id, parent_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, created_at, updated_at) \
     VALUES (?, ?, ?, ?, ?, 'enrolling', 1, 0, 0, '{}', ?, '[]', ?, ?)";
 const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, awaiting_configuration = ?, facts = ?, serial_number = ?, model = ?, \
-    push_magic = ?, push_token = ?, enrolled_at = COALESCE(?, enrolled_at), checked_out_at = NULL, updated_at = ? WHERE id = ?";
+    push_magic = ?, push_token = ?, enrolled_at = COALESCE(?, enrolled_at), checked_out_at = NULL, updated_at = ?, \
+    renewal_until = CASE WHEN renewing = 1 THEN NULL ELSE renewal_until END, \
+    renewal_command_uuid = CASE WHEN renewing = 1 THEN NULL ELSE renewal_command_uuid END, renewing = 0 WHERE id = ?";
+const RENEW: &str = "UPDATE enrollments SET facts = ?, serial_number = ?, model = ?, url_params = ?, decisions = ?, \
+    quarantined_by = COALESCE(?, quarantined_by), renewing = 1, updated_at = ? WHERE id = ?";
+const BEGIN_ANEW: &str = "UPDATE enrollments SET generation = generation + 1, tally = 0, re_enrolling = 1, awaiting_configuration = NULL, \
+    enrolled_at = NULL, authenticated_at = ?, updated_at = ? WHERE id = ?";
+const IS_BEING_ERASED: &str = "SELECT 1 FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid \
+    WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.deliveries > 0 AND c.request_type = 'EraseDevice'";
+const OPEN_RENEWAL: &str = "UPDATE enrollments SET renewal_until = ?, renewal_command_uuid = ? \
+    WHERE id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
+const CLOSE_RENEWAL_OF: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL WHERE renewing = 0 AND renewal_command_uuid = ? \
+    AND id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
+const CLOSE_RENEWAL: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0 WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
 static STORE_AUTHENTICATE: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_ENROLLMENT, UPSERT_MESSAGE]));
+static STORE_RENEWAL: LazyLock<String> = LazyLock::new(|| together(&[RENEW, UPSERT_MESSAGE]));
 static STORE_TOKEN_UPDATE: LazyLock<String> = LazyLock::new(|| together(&[UPDATE_ENROLLED, UPSERT_MESSAGE]));
 const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WHERE enrollment_id = ? AND message_type = 'TokenUpdate'";
 const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
@@ -306,15 +328,10 @@ const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = 
 const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
 const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
 const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
-    checked_out_at = ?, updated_at = ? WHERE id = ?";
+    renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, checked_out_at = ?, updated_at = ? WHERE id = ?";
 const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
-const REPLACE_BINDINGS: &str =
-    "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND identity <> ?";
-const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
-    (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
 const INSERT_TAG: &str =
     "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
 const DELETE_TAG: &str = "DELETE FROM enrollment_tags WHERE enrollment_id = ? AND tag = ?";
@@ -330,8 +347,10 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     let identity = hex(&message.certificate.identity);
 
     let bound = tx.one(SELECT_BINDING, args![identity.as_str()]).await?.map(|row| binding(&row)).transpose()?;
+    let is_shared = bound.as_ref().is_some_and(|bound| bound.enrollment != *id);
     match &bound {
-        Some(bound) if bound.enrollment != *id => return Ok(refused("its certificate is bound to another enrollment")),
+        Some(_) if is_shared && !message.may_share_certificate => return Ok(refused("its certificate is bound to another enrollment")),
+        Some(_) if is_shared => {}
         Some(bound) if bound.replaced => return Ok(refused("its certificate was replaced by a later Authenticate")),
         _ => {}
     }
@@ -344,15 +363,24 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
             return Ok(refused("it is the channel of a user"));
         }
     }
+    let sound = match effects::check_decision(tx, &message.effects, *now).await? {
+        Applied::Done(sound) => sound,
+        Applied::Conflict(what) => return Ok(Applied::Conflict(what)),
+    };
+    if let Some(known) = &known {
+        if is_renewal(tx, known, message).await? {
+            renew(tx, message, known, bound.is_some(), sound).await?;
+            return Ok(Applied::Done(Authenticated::Renewed));
+        }
+        if bound.is_none() && !message.may_change_certificate {
+            return Ok(refused("it is known by another certificate, and may not come back with a new one"));
+        }
+    }
     let is_known = known.is_some();
     // A device whose first Authenticate was not answered sends it again, with the same certificate: it is as new as before.
     let re_enrolling = match &known {
         Some(known) => bound.is_none() || state(&known.text(2)?)? != EnrollmentState::Enrolling || known.flag(5)?,
         None => false,
-    };
-    let sound = match effects::check_decision(tx, &message.effects, *now).await? {
-        Applied::Done(sound) => sound,
-        Applied::Conflict(what) => return Ok(Applied::Conflict(what)),
     };
 
     let facts = json(&message.facts)?;
@@ -384,32 +412,17 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     .await?;
     if is_known {
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
-        tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
-        tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
-        tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), identity.as_str()]).await?;
-        tx.after_commit(Change::BindingsOf(id.clone()));
+        forget_secrets_and_users(tx, id, *now).await?;
+        if !is_shared {
+            replace_bindings(tx, id, &identity, *now).await?;
+        }
     }
     if bound.is_none() {
-        let certificate = &message.certificate;
-        tx.run(
-            INSERT_BINDING,
-            args![
-                identity,
-                hex(&certificate.sha256),
-                tenant.as_str(),
-                id.as_str(),
-                sealed::seal(&certificate.der),
-                certificate.subject.as_str(),
-                certificate.issuer.as_str(),
-                certificate.not_before.as_millis(),
-                certificate.not_after.as_millis(),
-                now.as_millis(),
-            ],
-        )
-        .await?;
+        bind(tx, tenant, id, &message.certificate, *now).await?;
+    } else if !is_shared {
+        let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
+        tx.after_commit(Change::Binding(message.certificate.identity, binding));
     }
-    let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
-    tx.after_commit(Change::Binding(message.certificate.identity, binding));
     for tag in &message.tags {
         add_tag(tx, tenant, id, tag, *now).await?;
     }
@@ -435,6 +448,94 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     emit_check_in(tx, tenant, id, "checkin.Authenticate", *now, || redacted(&message.document)).await?;
     heard(tx, tenant, id, None, *now).await?;
     Ok(Applied::Done(Authenticated::Stored { re_enrolling }))
+}
+
+/// Whether the Authenticate is the renewal that a command asked for, and nothing else that happened within its day. A device that is being
+/// wiped comes back as a new one.
+async fn is_renewal(tx: &mut Tx, known: &AnyRow, message: &Authenticate) -> Result<bool, StorageError> {
+    let is_open = known.opt_time(11)?.is_some_and(|until| until > message.now);
+    if !is_open || state(&known.text(2)?)? != EnrollmentState::Enrolled || known.text(3)? != message.topic {
+        return Ok(false);
+    }
+    Ok(tx.one(IS_BEING_ERASED, args![message.enrollment.id.as_str()]).await?.is_none())
+}
+
+/// The enrollment goes on: its queue, its tokens, its users and its tally stay. Only its certificate is another, and what it says of itself.
+async fn renew(tx: &mut Tx, message: &Authenticate, known: &AnyRow, is_bound: bool, effects: Vec<&PluginEffects>) -> Result<(), StorageError> {
+    let Authenticate { tenant, enrollment, now, .. } = message;
+    let id = &enrollment.id;
+    let facts = merged(&known.text(7)?, &message.facts)?;
+    tx.run(
+        &STORE_RENEWAL,
+        args![
+            json(&facts)?,
+            facts.serial_number.as_deref(),
+            facts.model.as_deref(),
+            sealed::seal(json(&message.url_params)?.as_bytes()),
+            message.decisions.to_string(),
+            message.quarantined_by.as_deref(),
+            now.as_millis(),
+            id.as_str(),
+            // The message.
+            tenant.as_str(),
+            id.as_str(),
+            "Authenticate",
+            sealed::seal(&message.raw),
+            now.as_millis(),
+        ],
+    )
+    .await?;
+    let document = || redacted(&message.document);
+    // The same certificate again: the answer to its Authenticate was lost, or the profile brought none.
+    if !is_bound {
+        let previous = current_fingerprint(tx, id).await?.unwrap_or_default();
+        replace_bindings(tx, id, &hex(&message.certificate.identity), *now).await?;
+        bind(tx, tenant, id, &message.certificate, *now).await?;
+        renewed(tx, tenant, id, "renewal", &previous, Some(document()), *now).await?;
+    }
+    for tag in &message.tags {
+        add_tag(tx, tenant, id, tag, *now).await?;
+    }
+    if message.quarantined_by.is_some() {
+        add_tag(tx, tenant, id, QUARANTINED, *now).await?;
+    }
+    tx.after_commit(Change::Seen(id.clone(), *now));
+    for plugin in effects {
+        effects::apply(tx, plugin, &effects::cause_of(plugin, 0), None, *now).await?;
+    }
+    for row in &message.audit {
+        audit::insert(tx, row).await?;
+    }
+    emit_check_in(tx, tenant, id, "checkin.Authenticate", *now, document).await?;
+    heard(tx, tenant, id, None, *now).await
+}
+
+/// What a device that begins anew does not have any more.
+async fn forget_secrets_and_users(tx: &mut Tx, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
+    tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    Ok(())
+}
+
+/// For so long after a command that renews the identity went out, an Authenticate of its device is the renewal.
+const RENEWAL: Duration = Duration::from_hours(24);
+
+/// A command that renews the identity goes out to a channel of the device.
+pub(crate) async fn renewal_begins(tx: &mut Tx, channel: &EnrollmentId, command_uuid: &str, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(OPEN_RENEWAL, args![now.plus(RENEWAL).as_millis(), command_uuid, channel.as_str()]).await?;
+    Ok(())
+}
+
+/// The device has not carried that command out.
+pub(crate) async fn renewal_fails(tx: &mut Tx, channel: &EnrollmentId, command_uuid: &str) -> Result<(), StorageError> {
+    tx.run(CLOSE_RENEWAL_OF, args![command_uuid, channel.as_str()]).await?;
+    Ok(())
+}
+
+/// The device is wiped: whatever comes from it next is of a new one.
+pub(crate) async fn renewal_ends(tx: &mut Tx, device: &EnrollmentId) -> Result<(), StorageError> {
+    tx.run(CLOSE_RENEWAL, args![device.as_str()]).await?;
+    Ok(())
 }
 
 async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated, StorageError> {
@@ -481,9 +582,17 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         return refused("its topic is not that of its Authenticate");
     }
 
-    let tally = row.count(4)?.saturating_add(1);
-    let re_enrolling = row.flag(5)?;
-    let was_awaiting = row.opt_int(6)?;
+    // What looked like a renewal was a device in its Setup Assistant: somebody has wiped it meanwhile.
+    let begins_anew = enrollment.parent.is_none() && row.flag(12)? && message.awaiting_configuration == Some(true);
+    if begins_anew {
+        tx.run(BEGIN_ANEW, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+        forget_secrets_and_users(tx, id, *now).await?;
+        clear_queue(tx, tenant, id, &Cause::default(), *now).await?;
+        forget_idempotency_keys(tx, id).await?;
+    }
+    let tally = if begins_anew { 1 } else { row.count(4)?.saturating_add(1) };
+    let re_enrolling = begins_anew || row.flag(5)?;
+    let was_awaiting = if begins_anew { None } else { row.opt_int(6)? };
     let awaiting = message.awaiting_configuration.map(i64::from).or(was_awaiting);
     let facts = merged(&row.text(7)?, &message.facts)?;
     let rotated = tally > 1
@@ -552,6 +661,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     }
     tx.run(DISABLE, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    wakes::device_begins_anew(tx, id).await?;
     store_message(tx, tenant, id, "CheckOut", raw, now).await?;
     tx.after_commit(Change::Seen(id.clone(), now));
     let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));

@@ -55,6 +55,8 @@ pub struct EnrollmentRecord {
     pub quarantined_by: Option<String>,
     /// It was enrolled before its last Authenticate. Not in events.
     pub re_enrolling: bool,
+    /// Until then an Authenticate is the renewal of the identity that a command asked for. Not in events.
+    pub renewal_until: Option<Timestamp>,
     /// Its last message; behind by at most the interval of the flush when another process reads it.
     pub last_seen: Option<Timestamp>,
     /// The contract's `facts`: device facts, `tags`, `url_params`, `state`, `last_seen`, `certificate`.
@@ -62,6 +64,11 @@ pub struct EnrollmentRecord {
 }
 
 impl EnrollmentRecord {
+    /// Whether an Authenticate for that push topic would be the renewal of its identity, as far as can be seen without its queue.
+    pub fn awaits_renewal(&self, topic: &str, now: Timestamp) -> bool {
+        self.state == EnrollmentState::Enrolled && self.topic == topic && self.renewal_until.is_some_and(|until| until > now)
+    }
+
     /// Whether a device that authenticates now enrolls anew. One whose first Authenticate was not answered, and which sends it again with the
     /// same certificate, is as new as before.
     pub fn would_re_enroll(&self, same_certificate: bool) -> bool {
@@ -272,7 +279,7 @@ macro_rules! select_record {
     ($rest:literal) => {
         concat!(
             "SELECT e.id, e.tenant_id, e.parent_id, e.kind, e.topic, e.state, e.quarantined_by, e.facts, e.url_params, p.last_seen_at, ",
-            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling FROM enrollments e ",
+            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling, e.renewal_until FROM enrollments e ",
             "LEFT JOIN enrollment_presence p ON p.enrollment_id = e.id ",
             "LEFT JOIN certificate_bindings b ON b.enrollment_id = COALESCE(e.parent_id, e.id) AND b.replaced = 0 ",
             $rest
@@ -376,6 +383,7 @@ async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Res
         state,
         quarantined_by: row.opt_text(6)?,
         re_enrolling: row.flag(15)?,
+        renewal_until: row.opt_time(16)?,
         last_seen,
         facts: Value::Object(facts),
         id,
@@ -415,6 +423,7 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
         state: state(&text("state").ok_or_else(missing)?)?,
         quarantined_by: text("quarantined_by"),
         re_enrolling: false,
+        renewal_until: None,
         last_seen: stored.get("last_seen").and_then(Value::as_i64).map(Timestamp::from_millis),
         facts: stored.get_mut("facts").map_or(Value::Object(Map::new()), Value::take),
     })

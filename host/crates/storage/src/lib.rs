@@ -20,6 +20,7 @@ pub mod plugin_key_values;
 pub mod push_certificates;
 pub mod tenants;
 pub mod timers;
+pub mod wakes;
 
 mod database;
 mod dialect;
@@ -254,6 +255,9 @@ async fn rebuild(db: &mut Db<'_>, memory: &Memory) -> Result<(), StorageError> {
     let mut changes = Vec::new();
     for row in db.all(SELECT_PENDING, args![]).await? {
         changes.push(memory::Change::Pending(EnrollmentId::new(row.text(0)?), true));
+    }
+    for row in db.all(wakes::SELECT_ALL, args![]).await? {
+        changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), true));
     }
     memory.apply(changes.into_iter());
     for (tenant, subscriber, subscriptions) in outbox::all_subscriptions(db).await? {

@@ -18,6 +18,8 @@ const BINDINGS: usize = 50_000;
 pub(crate) enum Change {
     /// The enrollment has open commands now, or none.
     Pending(EnrollmentId, bool),
+    /// The enrollment has a row among the wakes now, or none.
+    Wake(EnrollmentId, bool),
     Binding([u8; 32], Binding),
     /// An enrollment's bindings were replaced: what the cache says of it is old.
     BindingsOf(EnrollmentId),
@@ -30,6 +32,7 @@ pub(crate) enum Change {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pending: Mutex<HashSet<EnrollmentId>>,
+    wakes: Mutex<HashSet<EnrollmentId>>,
     bindings: Mutex<BindingCache>,
     subscriptions: RwLock<HashMap<TenantId, Vec<Subscribed>>>,
     last_seen: Mutex<LastSeen>,
@@ -63,6 +66,12 @@ impl Memory {
                 Change::Pending(id, false) => {
                     self.pending.lock().remove(&id);
                 }
+                Change::Wake(id, true) => {
+                    self.wakes.lock().insert(id);
+                }
+                Change::Wake(id, false) => {
+                    self.wakes.lock().remove(&id);
+                }
                 Change::Binding(identity, binding) => self.bindings.lock().put(identity, binding),
                 Change::BindingsOf(id) => self.bindings.lock().forget(&id),
                 Change::Subscriptions(tenant, subscriber, subscriptions) => self.set_subscriptions(&tenant, &subscriber, subscriptions),
@@ -79,6 +88,10 @@ impl Memory {
 
     pub(crate) fn is_pending(&self, id: &EnrollmentId) -> bool {
         self.pending.lock().contains(id)
+    }
+
+    pub(crate) fn has_wake(&self, id: &EnrollmentId) -> bool {
+        self.wakes.lock().contains(id)
     }
 
     pub(crate) fn cached_binding(&self, identity: &[u8; 32]) -> (Option<Binding>, u64) {

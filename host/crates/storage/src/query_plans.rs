@@ -1,7 +1,7 @@
 //! The statements of the hot path find their rows by an index, however large the tables are.
 
 use crate::sql::args;
-use crate::{OpenOptions, Storage, certificate_bindings, commands, maintenance, outbox, timers};
+use crate::{OpenOptions, Storage, certificate_bindings, commands, maintenance, outbox, timers, wakes};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use wasmdm_protocol::time::Timestamp;
 
@@ -11,6 +11,8 @@ const HOT: &[(&str, &str)] = &[
     (commands::SELECT_NEXT, "command_queue_open"),
     (commands::CLEAR_NOT_NOW, "command_queue_open"),
     (commands::HAS_OPEN, "command_queue_open"),
+    (commands::HAS_DEFERRED, "command_queue_open"),
+    (wakes::SELECT_DUE, "wakes_due"),
     (commands::SELECT_QUEUED, "command_queue_command"),
     (commands::SELECT_SENT_TO, "command_queue_by_command"),
     (commands::SELECT_EXPIRED, "command_queue_expiring"),

@@ -155,9 +155,10 @@ pub(crate) fn command_uuid(uuid: Uuid) -> String {
 
 /// Checks a guest's options.
 pub(crate) fn options(options: &wit::CommandOptions) -> Result<CommandOptions, wit::Failure> {
-    if options.extra.is_some() {
-        return Err(invalid("options.extra: this server knows nothing that could stand there"));
-    }
+    let extra: Extra = match options.extra.as_deref() {
+        None => Extra::default(),
+        Some(extra) => serde_json::from_str(extra).map_err(|error| invalid(format!("options.extra: {error}")))?,
+    };
     Ok(CommandOptions {
         idempotency_key: key("idempotency-key", options.idempotency_key.as_deref())?,
         collapse_key: key("collapse-key", options.collapse_key.as_deref())?,
@@ -165,7 +166,16 @@ pub(crate) fn options(options: &wit::CommandOptions) -> Result<CommandOptions, w
         not_before: options.not_before.map(contract::timestamp_in),
         expires_at: options.expires_at.map(contract::timestamp_in),
         push: options.push,
+        renews_identity: extra.renews_identity,
     })
+}
+
+/// What `options.extra` can say: what the contract has learnt since its records were fixed.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Extra {
+    /// For a day after it went out, an Authenticate of the device is the renewal of its identity, and no new enrollment.
+    renews_identity: bool,
 }
 
 fn key(name: &str, key: Option<&str>) -> Result<Option<String>, wit::Failure> {

@@ -123,6 +123,7 @@ fn candidate() -> Candidate {
         url_params: BTreeMap::new(),
         message: plist::Value::Dictionary(plist::Dictionary::new()),
         re_enrolling: false,
+        renewing: false,
         request_id: "request".to_owned(),
     }
 }

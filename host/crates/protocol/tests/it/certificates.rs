@@ -302,3 +302,24 @@ mod name_constraints {
         assert!(below(permitted(&mail), &dns("acme.example")).is_ok());
     }
 }
+
+/// Edge case 20. Whoever may speak for an enrollment by a new certificate is named in it by the authority, as a whole.
+#[test]
+fn a_certificate_names_its_holder_in_subject_alternative_names_and_permanent_identifiers() {
+    let dns = tlv(0x82, &[b"UDID-DNS"]);
+    let uri = tlv(0x86, &[b"UDID-URI"]);
+    let email = tlv(0x81, &[b"UDID-MAIL"]);
+    let identifier = tlv(0x30, &[&tlv(0x0C, &[b"C02SERIAL"])]);
+    let permanent = tlv(0xA0, &[&signer::oid("1.3.6.1.5.5.7.8.3"), &tlv(0xA0, &[&identifier])]);
+    let other = tlv(0xA0, &[&signer::oid("1.3.6.1.4.1.99999.2"), &tlv(0xA0, &[&tlv(0x0C, &[b"STRANGER"])])]);
+    let alternative = tlv(0x30, &[&dns, &uri, &email, &permanent, &other]);
+    let leaf = signer::Certificate::leaf("UDID-CN").with(ALTERNATIVE_NAME, false, alternative);
+    let certificate = read(leaf.issue(&P384, "root", &P256));
+    for name in ["UDID-CN", "udid-cn", "UDID-DNS", "UDID-URI", "UDID-MAIL", "C02SERIAL"] {
+        assert!(certificate.names_one_of([name]), "{name} in {:?}", certificate.names());
+    }
+    for stranger in ["", "UDID", "UDID-CN2", "root", "STRANGER"] {
+        assert!(!certificate.names_one_of([stranger]), "{stranger}");
+    }
+    assert!(!read(signer::Certificate::leaf("").issue(&P384, "root", &P256)).names_one_of([""]), "an empty subject names nobody");
+}

@@ -2,11 +2,14 @@
 
 use tracing::{info, warn};
 use wasmdm_protocol::checkin::{Authenticate, CheckInMessage};
+use wasmdm_protocol::enrollment::EnrollmentId;
 use wasmdm_storage::audit::AuditRow;
 use wasmdm_storage::effects::Applied;
 use wasmdm_storage::enrollments::{self, Authenticated};
+use wasmdm_storage::events::EnrollmentRecord;
 
-use super::Core;
+use super::{Core, ReEnroll};
+use crate::certificate_binding::names;
 use crate::enrollment_policy::{Candidate, Verdict};
 use crate::message::DeviceRequest;
 use crate::reply::{Refusal, Reply};
@@ -29,6 +32,7 @@ impl Core {
             url_params: request.url_params.clone(),
             message: message.document.clone(),
             re_enrolling: false,
+            renewing: false,
             request_id: request.id.clone(),
         };
         for _ in 0..ATTEMPTS {
@@ -36,14 +40,28 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            candidate.re_enrolling = match &known {
+            let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
+            let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.replaced);
+            candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(its_own));
+            candidate.renewing = match &known {
+                Some(known) => known.awaits_renewal(&authenticate.topic, self.clock.now()) && !self.names_another(&request, known).await?,
                 None => false,
-                Some(known) => {
-                    let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
-                    known.would_re_enroll(bound.is_some_and(|bound| bound.enrollment == id && !bound.replaced))
-                }
             };
+            // The window of a renewal is looked at again when it is written.
+            let new_certificate = known.as_ref().filter(|_| bound.is_none());
+            let mut may_change_certificate = match (&new_certificate, self.options.re_enroll) {
+                (None, _) | (_, ReEnroll::Allow) => true,
+                (Some(known), ReEnroll::SameIdentity) => names(&request.certificate, known),
+                (Some(_), ReEnroll::Policy) => false,
+            };
+            if !may_change_certificate && self.options.re_enroll == ReEnroll::SameIdentity {
+                return Err(self.refuse_takeover(&request, &id, "the new certificate does not name it").await);
+            }
             let answer = self.policy.decide(&candidate).await;
+            may_change_certificate |= answer.is_allowed_by_name();
+            if !may_change_certificate && !candidate.renewing && matches!(answer.verdict, Verdict::Allow { .. } | Verdict::Quarantine { .. }) {
+                return Err(self.refuse_takeover(&request, &id, "no policy allows the new certificate").await);
+            }
             let now = self.clock.now();
             let (quarantined_by, tags) = match answer.verdict {
                 Verdict::Allow { tags } => (None, tags),
@@ -76,6 +94,8 @@ impl Core {
                     raw: message.raw.clone(),
                     document: message.document.clone(),
                     certificate: request.certificate.clone(),
+                    may_change_certificate,
+                    may_share_certificate: self.options.certificates_may_be_shared,
                     url_params: request.url_params.clone(),
                     tags,
                     quarantined_by,
@@ -96,6 +116,15 @@ impl Core {
                     );
                     return Ok(Reply::Empty);
                 }
+                Applied::Done(Authenticated::Renewed) => {
+                    info!(
+                        request.id = request.id,
+                        enrollment.id = %id,
+                        certificate.sha256 = request.certificate.fingerprint(),
+                        "Enrollment {id} renewed its identity"
+                    );
+                    return Ok(Reply::Empty);
+                }
                 Applied::Done(Authenticated::Refused { reason }) => {
                     warn!(request.id = request.id, enrollment.id = %id, "Enrollment {id} was refused: {reason}");
                     return Err(Refusal::bad_request(format!("enrollment {id}: {reason}")));
@@ -106,24 +135,54 @@ impl Core {
         Err(Refusal::unavailable("what the enrollment policy read kept changing"))
     }
 
-    /// Another certificate for a known device may be a re-enrollment or a takeover by a holder of any certificate of the authority: the
-    /// operator can always see that it happened (edge case 19).
-    async fn takeover_audit(
-        &self,
-        request: &DeviceRequest,
-        id: &wasmdm_protocol::enrollment::EnrollmentId,
-        known: bool,
-    ) -> Result<Option<AuditRow>, Refusal> {
-        if !known || self.storage.certificate_binding(&request.certificate.identity).await?.is_some() {
-            return Ok(None);
+    /// Whether the certificate says that it is another enrollment's: then it is no renewal of this one's.
+    async fn names_another(&self, request: &DeviceRequest, known: &EnrollmentRecord) -> Result<bool, Refusal> {
+        for name in request.certificate.names() {
+            let named = self.storage.enrollment(&EnrollmentId::new(name.as_str())).await?;
+            if named.is_some_and(|named| named.id != known.id && named.parent.is_none()) && !names(&request.certificate, known) {
+                return Ok(true);
+            }
         }
-        Ok(Some(AuditRow {
+        Ok(false)
+    }
+
+    /// The device is refused, and somebody can see it: a known device came with a certificate that it may not have.
+    async fn refuse_takeover(&self, request: &DeviceRequest, id: &EnrollmentId, reason: &str) -> Refusal {
+        metrics::counter!("wasmdm_binding_refusals_total").increment(1);
+        warn!(
+            request.id = request.id,
+            enrollment.id = %id,
+            certificate.sha256 = request.certificate.fingerprint(),
+            "Enrollment {id} was refused with a new certificate: {reason}"
+        );
+        if !self.refused_takeovers.contains_key(id) {
+            self.refused_takeovers.insert(id.clone(), ());
+            let row = self.audit_row(request, id, "enrollment.new-certificate-refused");
+            // The device is refused either way.
+            if let Err(error) = self.storage.record_decision(Vec::new(), vec![row], self.clock.now()).await {
+                warn!(request.id = request.id, "A refused certificate is missing in the audit: {error}");
+            }
+        }
+        Refusal::bad_request(format!("enrollment {id}: {reason}"))
+    }
+
+    fn audit_row(&self, request: &DeviceRequest, id: &EnrollmentId, action: &str) -> AuditRow {
+        AuditRow {
             tenant: request.tenant.clone(),
             actor: "server".to_owned(),
-            action: "enrollment.new-certificate".to_owned(),
+            action: action.to_owned(),
             target: Some(id.clone()),
             detail: serde_json::json!({ "certificate": request.certificate.fingerprint(), "request": request.id }),
             at: self.clock.now(),
-        }))
+        }
+    }
+
+    /// Another certificate for a known device may be a re-enrollment or a takeover by a holder of any certificate of the authority: the
+    /// operator can always see that it happened (edge case 19).
+    async fn takeover_audit(&self, request: &DeviceRequest, id: &EnrollmentId, known: bool) -> Result<Option<AuditRow>, Refusal> {
+        if !known || self.storage.certificate_binding(&request.certificate.identity).await?.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(self.audit_row(request, id, "enrollment.new-certificate")))
     }
 }

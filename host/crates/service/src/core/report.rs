@@ -2,7 +2,7 @@
 
 use tracing::{debug, warn};
 use wasmdm_protocol::report::{MalformedReport, Report, Status};
-use wasmdm_storage::commands::{NextCommand, Recorded, ReportInput};
+use wasmdm_storage::commands::{NextCommand, Offer, Recorded, ReportInput};
 
 use super::Core;
 use super::check_out::unknown;
@@ -20,8 +20,10 @@ impl Core {
             return Err(unknown(&id));
         }
         let Some(command_uuid) = report.command_uuid.filter(|_| report.status != Status::Idle) else {
-            return Ok(command(self.storage.poll(&request.tenant, &id, presence.alone(), now).await?));
+            let offer = Offer { reoffer_sent: presence.alone(), only_renewals: self.is_expired(&request) };
+            return Ok(command(self.storage.poll(&request.tenant, &id, offer, now).await?));
         };
+        let only_renewals = self.is_expired(&request);
         let (recorded, next) = self
             .storage
             .report(
@@ -34,7 +36,7 @@ impl Core {
                     document: Some(report.document),
                     now,
                 },
-                true,
+                only_renewals,
             )
             .await?;
         match recorded {
@@ -66,6 +68,7 @@ impl Core {
         };
         let now = self.clock.now();
         let _presence = self.in_flight.enter(&enrollment.id);
+        let only_renewals = self.is_expired(&request);
         let (recorded, next) = self
             .storage
             .report(
@@ -78,7 +81,7 @@ impl Core {
                     document: None,
                     now,
                 },
-                true,
+                only_renewals,
             )
             .await?;
         if recorded == Recorded::Refused {

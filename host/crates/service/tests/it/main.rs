@@ -3,5 +3,7 @@
 #![cfg(test)]
 
 mod enrollment_policy;
+mod identities;
 mod outbox;
 mod stage;
+mod waker;

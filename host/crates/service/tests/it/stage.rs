@@ -11,7 +11,7 @@ use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::report::Report;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::Service as _;
-use wasmdm_service::certificate_binding::CertificateBinding;
+use wasmdm_service::certificate_binding::{BindingRules, CertificateBinding};
 use wasmdm_service::core::{Core, Options};
 use wasmdm_service::enrollment_policy::{Candidate, EnrollmentPolicy, PolicyAnswer, Verdict};
 use wasmdm_service::message::{DeviceRequest, Message};
@@ -31,13 +31,17 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn new() -> Self {
+        Self::with(Options::default(), BindingRules::default()).await
+    }
+
+    pub(crate) async fn with(options: Options, rules: BindingRules) -> Self {
         let home = tempfile::tempdir().unwrap();
         let clock = ManualClock::new(Timestamp::from_millis(1_800_000_000_000));
         let url = format!("sqlite://{}", home.path().join("test.sqlite").display());
         let storage = Storage::open(OpenOptions { url, now: wasmdm_service::clock::Clock::now(&clock) }).await.unwrap();
         let policy = Arc::new(ScriptedPolicy::default());
-        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>, Options::default());
-        let service = CertificateBinding::new(storage.clone(), Arc::new(core));
+        let core = Core::new(storage.clone(), Arc::new(clock.clone()), Arc::clone(&policy) as Arc<dyn EnrollmentPolicy>, options);
+        let service = CertificateBinding::new(storage.clone(), Arc::new(clock.clone()), rules, Arc::new(core));
         Self { storage, clock, policy, authority: Authority::new(1).unwrap(), service, _home: home }
     }
 

@@ -278,7 +278,7 @@ pub(crate) async fn orphan_reports_are_bounded_by_their_bytes(database: &Databas
     for number in 0..5 {
         let mut long = report("A", &format!("unknown-{number}"), Status::Acknowledged);
         long.raw = vec![b'x'; 400_000].into();
-        database.storage().report(long, true).await.unwrap();
+        database.storage().report(long, false).await.unwrap();
     }
     let kept = async || {
         let orphans = database.storage().orphan_reports(&default(), &id("A"), 1000).await.unwrap();
@@ -287,7 +287,7 @@ pub(crate) async fn orphan_reports_are_bounded_by_their_bytes(database: &Databas
     assert_eq!(kept().await, ["unknown-4", "unknown-3"]);
     let mut longer = report("A", "longest", Status::Acknowledged);
     longer.raw = vec![b'x'; 3_000_000].into();
-    database.storage().report(longer, true).await.unwrap();
+    database.storage().report(longer, false).await.unwrap();
     assert_eq!(kept().await, ["longest"], "the newest stays");
 }
 
@@ -386,7 +386,7 @@ pub(crate) async fn a_malformed_report_errors_only_what_was_sent_to_the_enrollme
     let malformed = async |uuid: &str| {
         let mut input = report("A", uuid, Status::Acknowledged);
         (input.status, input.document, input.raw) = (None, None, Bytes::from_static(b"<plist"));
-        let (recorded, next) = database.storage().report(input, true).await.unwrap();
+        let (recorded, next) = database.storage().report(input, false).await.unwrap();
         (recorded, next.map(|next| next.uuid))
     };
     assert_eq!(malformed("B1").await, (Recorded::Refused, None));

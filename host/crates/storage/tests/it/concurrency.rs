@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use wasmdm_protocol::report::Status;
-use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, Offer};
 use wasmdm_storage::outbox::Claim;
 
 pub(crate) async fn two_polls_at_once_send_a_command_once(database: &Database) {
@@ -14,7 +14,8 @@ pub(crate) async fn two_polls_at_once_send_a_command_once(database: &Database) {
         let storage = database.storage();
         let tenant = default();
         let device = id("A");
-        let (one, two) = tokio::join!(storage.poll(&tenant, &device, false, at(20)), storage.poll(&tenant, &device, false, at(20)));
+        let (one, two) =
+            tokio::join!(storage.poll(&tenant, &device, Offer::default(), at(20)), storage.poll(&tenant, &device, Offer::default(), at(20)));
         let sent = [one.unwrap(), two.unwrap()].into_iter().flatten().collect::<Vec<_>>();
         assert_eq!(sent.len(), 1);
         assert_eq!(sent[0].uuid, uuid);

@@ -11,7 +11,7 @@ use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, Enrollm
 use wasmdm_protocol::plist::{Dictionary, Value};
 use wasmdm_protocol::report::Status;
 use wasmdm_protocol::time::Timestamp;
-use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NextCommand, Recorded, ReportInput};
+use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NextCommand, Offer, Recorded, ReportInput};
 use wasmdm_storage::effects::{Applied, DecisionEffects, KvQuota, PluginEffects};
 use wasmdm_storage::enrollments::{Authenticate, Authenticated, TokenUpdate, TokenUpdated};
 use wasmdm_storage::outbox::{Claim, Completed, Completion, Delivery, Lease, Subscription};
@@ -111,7 +111,7 @@ impl Database {
     }
 
     pub(crate) async fn poll_at(&self, target: &str, reoffer_sent: bool, millis: i64) -> Option<NextCommand> {
-        self.storage().poll(&default(), &id(target), reoffer_sent, at(millis)).await.unwrap()
+        self.storage().poll(&default(), &id(target), Offer { reoffer_sent, only_renewals: false }, at(millis)).await.unwrap()
     }
 
     /// The UUID that an Idle gets.
@@ -120,7 +120,7 @@ impl Database {
     }
 
     pub(crate) async fn report(&self, target: &str, uuid: &str, status: Status) -> (Recorded, Option<String>) {
-        let (recorded, next) = self.storage().report(report(target, uuid, status), true).await.unwrap();
+        let (recorded, next) = self.storage().report(report(target, uuid, status), false).await.unwrap();
         (recorded, next.map(|next| next.uuid))
     }
 
@@ -247,6 +247,8 @@ pub(crate) fn authenticate(device: &str, certificate_name: &str, millis: i64) ->
         raw: wasmdm_protocol::plist::to_xml(&document),
         document,
         certificate: certificate(certificate_name),
+        may_change_certificate: true,
+        may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),
         quarantined_by: None,

@@ -22,7 +22,9 @@ mod outbox;
 mod ownership;
 mod plugin_key_values;
 mod push_certificates;
+mod renewal;
 mod timers;
+mod wakes;
 
 /// Makes a test of each case, on SQLite.
 macro_rules! cases {
@@ -62,7 +64,25 @@ cases! {
     certificate_bindings:
         a_certificate_belongs_to_one_enrollment,
         a_new_certificate_replaces_the_old_one_at_commit,
-        bindings_survive_a_restart;
+        bindings_survive_a_restart,
+        a_rotated_identity_replaces_the_one_before,
+        an_identity_is_not_rotated_backwards_or_twice,
+        a_device_that_was_moved_here_takes_its_first_certificate;
+    renewal:
+        an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
+        any_other_authenticate_begins_anew,
+        a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one,
+        a_renewal_that_waits_for_its_configuration_was_a_wipe,
+        a_new_certificate_is_refused_where_it_may_not_be,
+        a_certificate_is_shared_only_where_bindings_are_watched,
+        an_expired_identity_is_offered_renewals_only,
+        the_window_of_a_renewal_survives_a_restart;
+    wakes:
+        a_session_that_leaves_deferred_commands_schedules_a_push,
+        a_device_that_comes_by_itself_is_waited_for,
+        a_promised_push_survives_a_restart_and_is_one,
+        who_left_or_begins_anew_is_not_woken,
+        a_wake_waits_for_its_command_and_nopush_means_none;
     commands:
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,

@@ -64,7 +64,7 @@ async fn what_waits_at_the_end_is_written_and_then_nothing_more() {
     let (queued, closed) = tokio::join!(database.queue("A", "C1"), storage.close());
     let () = queued;
     closed.unwrap();
-    let refused = storage.report(report("A", "C1", Status::Acknowledged), true).await;
+    let refused = storage.report(report("A", "C1", Status::Acknowledged), false).await;
     assert!(matches!(refused, Err(StorageError::Unavailable { .. })));
 }
 

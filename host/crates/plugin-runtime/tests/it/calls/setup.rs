@@ -182,6 +182,7 @@ pub(crate) fn candidate(id: &str) -> Candidate {
         url_params: BTreeMap::new(),
         message: plist::Value::Dictionary(message),
         re_enrolling: false,
+        renewing: false,
         request_id: String::from("REQUEST"),
     }
 }
