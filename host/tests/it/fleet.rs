@@ -161,8 +161,7 @@ pub(crate) fn living(prefix: &str, devices: u64, journal: Option<Arc<JournalWrit
         serial_prefix: Some(prefix.to_owned()),
         patience: Duration::from_secs(120),
         journal,
-        // The server does not know them yet.
-        rates: LifeRates::default().times(PACE).with(LifeEvent::Renewal, 0.0).with(LifeEvent::Rotation, 0.0),
+        rates: LifeRates::default().times(PACE),
         ..LivingOptions::default()
     }
 }
