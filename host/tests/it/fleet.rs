@@ -207,6 +207,10 @@ fn assert_all_happened(report: &Report, expected: &[LifeEvent]) {
     for event in expected {
         assert!(report.life.contains_key(event.name()), "{} never happened: {}", event.name(), report.to_text());
     }
+    // What happens by chance alone does so only if enough happens: not on a machine that has no time.
+    if report.phases[0].requests < 1000 {
+        return;
+    }
     for name in ["lost answer", "repeated report", "silence"] {
         assert!(report.life.contains_key(name), "{name} never happened: {}", report.to_text());
     }

@@ -138,7 +138,7 @@ pub struct SimulateArguments {
     pub rate: Option<u32>,
     /// Seconds for which devices of every kind live: they and their users enroll, answer, fail, defer, lose answers, take other tokens and
     /// certificates, are wiped, leave and come back; what they must see and do not see is a problem
-    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["commands", "polls", "duration", "measure", "skip_enroll", "check_out", "expect_deny", "kind", "awaiting_configuration", "not_now", "errors"])]
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["commands", "push", "polls", "duration", "rate", "measure", "no_bootstrap_token", "skip_enroll", "check_out", "expect_deny", "kind", "awaiting_configuration", "not_now", "errors"])]
     pub live: Option<u64>,
     /// How often something happens in a minute of a living device: session, commands, push-token, bootstrap-token, user, re-enrollment,
     /// wipe, check-out, renewal, rotation or stranger; 0 is never (repeatable)

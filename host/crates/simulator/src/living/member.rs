@@ -263,17 +263,25 @@ impl Member {
     }
 
     async fn live_until(&mut self, over: &CancellationToken) -> Result<(), SimulatorError> {
-        let possible: Vec<(LifeEvent, f64)> =
-            LifeEvent::ALL.into_iter().filter(|event| self.is_possible(*event)).map(|event| (event, self.options.rates.of(event))).collect();
+        let mut possible: Vec<(LifeEvent, f64)> = LifeEvent::ALL
+            .into_iter()
+            .filter(|event| self.is_possible(*event))
+            .map(|event| (event, self.options.rates.of(event)))
+            .filter(|(_, rate)| *rate > 0.0)
+            .collect();
+        possible.sort_by(|(_, one), (_, other)| one.total_cmp(other));
         let per_minute: f64 = possible.iter().map(|(_, rate)| rate).sum();
         // Not all at once: the first event is a little away.
         let mut due = Instant::now() + self.options.spread.mul_f64(self.program.f64());
         tokio::time::sleep_until(due).await;
         self.enroll_anew().await?;
         self.connection.close();
-        if per_minute <= 0.0 {
+        if possible.is_empty() {
             return Ok(());
         }
+        // Rare events come first, another one for each device of a kind, so that a short run has some of them all.
+        let place = usize::try_from(self.device(0)?.number / 6).unwrap_or_default() % possible.len();
+        let mut first = possible.get(place).map(|(event, _)| *event);
         loop {
             let minutes = -(1.0 - self.program.f64()).ln() / per_minute;
             // Events for which there was no time are not made up for.
@@ -288,7 +296,7 @@ impl Member {
                 chosen -= rate;
                 (chosen < 0.0).then_some(*event)
             });
-            self.happen(event.unwrap_or(LifeEvent::Session)).await?;
+            self.happen(first.take().or(event).unwrap_or(LifeEvent::Session)).await?;
             self.connection.close();
         }
     }
