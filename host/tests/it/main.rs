@@ -15,6 +15,7 @@ mod dump;
 mod enrollment_baseline;
 mod escrow_key;
 mod every_route;
+mod fleet;
 mod hostile_input;
 mod identities;
 mod in_process;

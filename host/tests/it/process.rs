@@ -35,6 +35,8 @@ pub(crate) struct Home {
     environment: Vec<(String, PathBuf)>,
     /// Words that no server of this home may show, also those that it learns while it runs.
     pub(crate) secrets: Secrets,
+    /// Which server is started.
+    pub(crate) program: PathBuf,
 }
 
 impl Home {
@@ -53,7 +55,15 @@ impl Home {
         for folder in ["data/plugins", "data/plugins.d"] {
             std::fs::create_dir_all(directory.path().join(folder)).unwrap();
         }
-        Self { directory, ca: None, listen: "127.0.0.1:0".to_owned(), extra: Vec::new(), environment: Vec::new(), secrets: Secrets::default() }
+        Self {
+            directory,
+            ca: None,
+            listen: "127.0.0.1:0".to_owned(),
+            extra: Vec::new(),
+            environment: Vec::new(),
+            secrets: Secrets::default(),
+            program: env!("CARGO_BIN_EXE_wasmdm").into(),
+        }
     }
 
     /// Adds a flag to every start.
@@ -102,6 +112,25 @@ impl Home {
         out
     }
 
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["serve", "--listen", &self.listen, "--api-key", API_KEY])
+            .arg("--data")
+            .arg(self.data())
+            .args(self.ca.iter().flat_map(|ca| ["--ca".as_ref(), ca.as_os_str()]))
+            .args(&self.extra)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command
+    }
+
+    /// Starts a server and waits for nothing.
+    pub(crate) fn start_unheard(&self) -> Child {
+        self.command().stderr(Stdio::null()).spawn().unwrap()
+    }
+
     /// Starts a server and waits until it listens.
     pub(crate) fn start(&self) -> ServerProcess {
         ServerProcess::start(self)
@@ -110,18 +139,7 @@ impl Home {
 
 impl ServerProcess {
     fn start(home: &Home) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_wasmdm"))
-            .args(["serve", "--listen", &home.listen, "--api-key", API_KEY])
-            .arg("--data")
-            .arg(home.data())
-            .args(home.ca.iter().flat_map(|ca| ["--ca".as_ref(), ca.as_os_str()]))
-            .args(&home.extra)
-            .envs(home.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = home.command().stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (announce, announced) = mpsc::channel();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
@@ -155,6 +173,17 @@ impl ServerProcess {
     /// All log lines so far.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// Asks it to end, and does not wait.
+    pub(crate) fn terminate(&self) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// Once it has ended by itself: whether in order.
+    pub(crate) fn wait(mut self) -> bool {
+        self.child.wait().unwrap().success()
     }
 
     /// `kill -9`.

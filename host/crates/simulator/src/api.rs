@@ -57,10 +57,21 @@ impl ApiClient {
         Ok(Self { connection: Connection::new(Target::parse(url)?), authorization: basic("nanomdm", key)? })
     }
 
+    /// Another client with the same key, over a connection of its own.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self { connection: Connection::new(self.connection.target().clone()), authorization: self.authorization.clone() }
+    }
+
     /// Queues a command document for these enrollments. `push` tells the server to wake them.
     pub async fn enqueue(&mut self, ids: &[&str], document: Bytes, push: bool) -> Result<ApiAnswer, SimulatorError> {
         let query = if push { "" } else { "?nopush=1" };
         self.call("enqueue", ids, query, document).await
+    }
+
+    /// Queues a command whose acknowledgement begins the renewal of these devices' identities.
+    pub async fn enqueue_renewal(&mut self, ids: &[&str], document: Bytes) -> Result<ApiAnswer, SimulatorError> {
+        self.call("enqueue", ids, "?nopush=1&renews_identity=1", document).await
     }
 
     /// Wakes these enrollments.

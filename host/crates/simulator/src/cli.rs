@@ -17,6 +17,7 @@ use crate::device::Proof;
 use crate::error::SimulatorError;
 use crate::fleet::{Fleet, FleetOptions, Polling};
 use crate::journal::JournalWriter;
+use crate::living::{LifeRate, LifeRates, LivingFleet, LivingOptions};
 use crate::report::Report;
 use crate::signer::{Attributes, DigestAlgorithm, Encoding, SignatureForm};
 
@@ -135,6 +136,20 @@ pub struct SimulateArguments {
     /// Polls a second of all devices together [default: as fast as they are answered]
     #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
+    /// Seconds for which devices of every kind live: they and their users enroll, answer, fail, defer, lose answers, take other tokens and
+    /// certificates, are wiped, leave and come back; what they must see and do not see is a problem
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["commands", "push", "polls", "duration", "rate", "measure", "no_bootstrap_token", "skip_enroll", "check_out", "expect_deny", "kind", "awaiting_configuration", "not_now", "errors"])]
+    pub live: Option<u64>,
+    /// How often something happens in a minute of a living device: session, commands, push-token, bootstrap-token, user, re-enrollment,
+    /// wipe, check-out, renewal, rotation or stranger; 0 is never (repeatable)
+    #[arg(long, value_name = "EVENT=PER_MINUTE", requires = "live")]
+    pub life: Vec<LifeRate>,
+    /// How many of a hundred requests of living devices lose their answer
+    #[arg(long, value_name = "PERCENT", requires = "live", default_value_t = 2, value_parser = clap::value_parser!(u8).range(0..=50))]
+    pub lost_answers: u8,
+    /// How many of a hundred reports of living devices are sent again
+    #[arg(long, value_name = "PERCENT", requires = "live", default_value_t = 3, value_parser = clap::value_parser!(u8).range(0..=50))]
+    pub repeated_reports: u8,
     /// Sign before the clock starts, and measure what a server that does nothing would allow
     #[arg(long)]
     pub measure: bool,
@@ -192,7 +207,7 @@ impl SimulateArguments {
             (Some(key), _) => key.clone(),
             (None, Some(path)) => read_key(path)?,
             (None, None) => {
-                return Err(SimulatorError::Argument { name: "api-key", problem: "--commands needs --api-key or --api-key-file".into() });
+                return Err(SimulatorError::Argument { name: "api-key", problem: "--commands and --live need --api-key or --api-key-file".into() });
             }
         };
         ApiClient::new(self.api_url.as_deref().unwrap_or(&self.url), &key)
@@ -233,7 +248,7 @@ pub async fn simulate(arguments: SimulateArguments) -> Result<Report, SimulatorE
 pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar) -> Result<Report, SimulatorError> {
     let target = arguments.target()?;
     let proof = arguments.proof()?;
-    let mut api = if arguments.commands > 0 { Some(arguments.api()?) } else { None };
+    let mut api = if arguments.commands > 0 || arguments.live.is_some() { Some(arguments.api()?) } else { None };
     progress.set_message("making keys");
     let keys = usize::from(arguments.keys);
     let authority = match &arguments.ca_dir {
@@ -244,6 +259,11 @@ pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar)
         Some(path) => Some(Arc::new(JournalWriter::open(path, milliseconds)?)),
         None => None,
     };
+    if let Some(seconds) = arguments.live
+        && let Some(api) = api.take()
+    {
+        return live(arguments, seconds, authority, &target, api, proof, journal, progress).await;
+    }
     let mut fleet = Fleet::new(
         &authority,
         target,
@@ -289,6 +309,39 @@ pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar)
         fleet.measure_ceiling(Duration::from_secs(1)).await?;
     }
     Ok(fleet.report)
+}
+
+#[expect(clippy::too_many_arguments, reason = "what the command line has made already")]
+async fn live(
+    arguments: &SimulateArguments,
+    seconds: u64,
+    authority: Authority,
+    target: &Target,
+    api: ApiClient,
+    proof: Proof,
+    journal: Option<Arc<JournalWriter>>,
+    progress: ProgressBar,
+) -> Result<Report, SimulatorError> {
+    if let Ok(style) = ProgressStyle::with_template("{msg:20} {pos} events {per_sec} {elapsed}") {
+        progress.set_style(style);
+    }
+    let rates = arguments.life.iter().fold(LifeRates::default(), |rates, rate| rates.with(rate.event, rate.per_minute));
+    let options = LivingOptions {
+        devices: arguments.devices,
+        first: arguments.first,
+        proof,
+        serial_prefix: Some(arguments.serial_prefix.clone()),
+        rates,
+        lost_percent: arguments.lost_answers,
+        repeated_percent: arguments.repeated_reports,
+        patience: Duration::from_secs(arguments.patience),
+        run: milliseconds().unsigned_abs(),
+        journal,
+        server_pid: arguments.server_pid,
+        progress,
+        ..LivingOptions::default()
+    };
+    LivingFleet::new(&Arc::new(authority), target, api, options)?.live_for(Duration::from_secs(seconds)).await
 }
 
 fn read_key(path: &Path) -> Result<String, SimulatorError> {

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri}
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -186,6 +187,32 @@ impl Connection {
             }
         }
         outcome
+    }
+
+    /// Sends one request and hangs up before anything of the answer was read. Comes back when the server has closed its side too, so that
+    /// whatever it made of the request goes before what is sent next. Whether it took the request is not known, and whether it was
+    /// reached does not matter.
+    pub async fn abandon(&mut self, method: &Method, path: &Uri, headers: &HeaderMap, body: &[u8]) {
+        self.open = None;
+        let mut head = format!("{method} {path} HTTP/1.1\r\n").into_bytes();
+        let length = HeaderValue::from(body.len());
+        let own = [(http::header::HOST, &self.target.host), (http::header::CONTENT_LENGTH, &length)];
+        for (name, value) in headers.iter().chain(own.iter().map(|(name, value)| (name, *value))) {
+            head.extend_from_slice(name.as_str().as_bytes());
+            head.extend_from_slice(b": ");
+            head.extend_from_slice(value.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        let exchange = async {
+            let mut stream = TcpStream::connect(&self.target.authority).await?;
+            stream.write_all(&head).await?;
+            stream.write_all(body).await?;
+            stream.shutdown().await?;
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        };
+        // Nobody reads the answer, whatever it is.
+        let _ = tokio::time::timeout(self.timeout, exchange).await;
     }
 
     async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, String> {

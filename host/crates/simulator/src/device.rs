@@ -72,12 +72,23 @@ pub struct DeviceOptions {
     pub serial_number: Option<String>,
     /// Its push topic, if it is not the authority's.
     pub topic: Option<String>,
+    /// Whether it is a Shared iPad, which has no unlock token.
+    pub is_shared: bool,
     /// What it says about waiting in the Setup Assistant.
     pub awaiting_configuration: Option<bool>,
     /// Where its messages are written down.
     pub journal: Option<Arc<JournalWriter>>,
     /// Whether and how long a message is sent again when no answer came.
     pub retry: RetryPolicy,
+}
+
+/// How an answer gets lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The server has sent it, and the device has gone.
+    Unread,
+    /// The device hangs up before the server has answered.
+    Cut,
 }
 
 /// What a device does when no answer comes.
@@ -169,6 +180,7 @@ pub struct Device {
     /// Requests for which no answer came.
     pub transport_errors: u64,
     seed: u64,
+    is_shared: bool,
     journal: Option<Arc<JournalWriter>>,
     retry: RetryPolicy,
     deliveries: HashMap<String, Delivered>,
@@ -235,6 +247,7 @@ impl Device {
             profiles: Vec::new(),
             transport_errors: 0,
             seed,
+            is_shared: options.is_shared,
             journal: options.journal,
             retry: options.retry,
             deliveries: HashMap::new(),
@@ -340,7 +353,7 @@ impl Device {
             keys.insert("AwaitingConfiguration".into(), awaiting.into());
         }
         // Only a device that can be unlocked from afar has one: not Macs, User Enrollments or Shared iPads.
-        if is_device_channel && self.kind == EnrollmentKind::Device && self.product != Product::Mac {
+        if is_device_channel && self.kind == EnrollmentKind::Device && self.product != Product::Mac && !self.is_shared {
             let token = marked(derive(self.seed, "unlock token", self.number));
             keys.insert("UnlockToken".into(), Value::Data(token));
         }
@@ -547,6 +560,9 @@ impl Device {
                 }
                 Err(error) if error.is_transport() => {
                     self.transport_errors += 1;
+                    if let (Some(journal), Some(request)) = (&self.journal, request) {
+                        journal.record_lost(request);
+                    }
                     if begin.elapsed() + pause > self.retry.patience {
                         return Err(error);
                     }
@@ -556,6 +572,28 @@ impl Device {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Sends what was signed before and never learns the answer: it arrives and is not read, or the connection is cut before it comes.
+    pub async fn transmit_and_lose(&mut self, connection: &mut Connection, prepared: &Prepared, loss: Loss) -> Result<(), SimulatorError> {
+        let speaker = if prepared.message.on_device_channel { self.device_id().to_owned() } else { self.id() };
+        let request = match &self.journal {
+            Some(journal) => Some(journal.record_request(&speaker, &prepared.message)?),
+            None => None,
+        };
+        let path = connection.target().path(prepared.message.is_check_in()).clone();
+        match loss {
+            Loss::Unread => {
+                // What became of it is not looked at.
+                let _ = connection.request(Method::PUT, path, prepared.headers.clone(), prepared.message.body.clone()).await;
+                connection.close();
+            }
+            Loss::Cut => connection.abandon(&Method::PUT, &path, &prepared.headers, &prepared.message.body).await,
+        }
+        if let (Some(journal), Some(request)) = (&self.journal, request) {
+            journal.record_lost(request);
+        }
+        Ok(())
     }
 
     /// Sends a message that only 200 lets the device go on from; answers the body.
@@ -715,7 +753,7 @@ impl Device {
     }
 
     /// What a command changes about the device.
-    fn take_effect(&mut self, command: &ReceivedCommand) {
+    pub(crate) fn take_effect(&mut self, command: &ReceivedCommand) {
         match command.request_type.as_str() {
             "DeviceConfigured" | "UserConfigured" if self.awaiting_configuration.is_some() => {
                 self.awaiting_configuration = Some(false);

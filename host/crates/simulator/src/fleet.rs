@@ -27,7 +27,7 @@ use crate::null_server::NullServer;
 use crate::report::{PhaseReport, Report};
 
 /// What commands are queued, in turn.
-const REQUEST_TYPES: [&str; 5] = ["DeviceInformation", "SecurityInfo", "ProfileList", "CertificateList", "InstalledApplicationList"];
+pub(crate) const REQUEST_TYPES: [&str; 5] = ["DeviceInformation", "SecurityInfo", "ProfileList", "CertificateList", "InstalledApplicationList"];
 
 /// What is asked about a device.
 const QUERIES: [&str; 9] =
@@ -623,7 +623,8 @@ fn due_after(turn: u64, per_second: u32) -> Duration {
     Duration::from_secs(turn / rate) + Duration::from_nanos((turn % rate) * 1_000_000_000 / rate)
 }
 
-fn keys_of(request_type: &str) -> Dictionary {
+/// What stands beside the `RequestType` of such a command.
+pub(crate) fn keys_of(request_type: &str) -> Dictionary {
     let mut keys = Dictionary::new();
     if request_type == "DeviceInformation" {
         keys.insert("Queries".into(), Value::Array(QUERIES.iter().map(|query| (*query).into()).collect()));

@@ -69,6 +69,9 @@ pub struct Entry {
     /// Lower-case hex over the bootstrap token in the message: the token itself is nobody's business.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_sha256: Option<String>,
+    /// Of an Authenticate: the server asked for it, and the enrollment goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub renews_identity: bool,
 }
 
 impl Entry {
@@ -86,6 +89,7 @@ impl Entry {
             next_command_uuid: None,
             sha256: None,
             token_sha256: None,
+            renews_identity: false,
         }
     }
 }
@@ -100,6 +104,8 @@ pub struct JournalWriter {
 struct Inner {
     file: BufWriter<File>,
     last: u64,
+    in_flight: BTreeSet<u64>,
+    lost: BTreeSet<u64>,
 }
 
 impl std::fmt::Debug for JournalWriter {
@@ -120,7 +126,11 @@ impl JournalWriter {
         let file = File::options().create(true).append(true).open(path).map_err(|error| SimulatorError::io(path, error))?;
         // A line that was cut off must not run into the next one.
         file.set_len(whole).map_err(|error| SimulatorError::io(path, error))?;
-        Ok(Self { inner: Mutex::new(Inner { file: BufWriter::new(file), last }), path: path.into(), clock: Box::new(clock) })
+        Ok(Self {
+            inner: Mutex::new(Inner { file: BufWriter::new(file), last, in_flight: BTreeSet::new(), lost: BTreeSet::new() }),
+            path: path.into(),
+            clock: Box::new(clock),
+        })
     }
 
     /// Writes down a message that is about to be sent; answers its number.
@@ -139,7 +149,27 @@ impl JournalWriter {
             }
         }
         entry.sha256 = Some(sha256(&message.body));
-        self.write(entry)
+        entry.renews_identity = message.renews_identity;
+        let number = self.write(entry)?;
+        self.lock().in_flight.insert(number);
+        Ok(number)
+    }
+
+    /// Remembers, only in memory, that nobody waits for the answer to the request of that number any more.
+    pub fn record_lost(&self, request: u64) {
+        let mut inner = self.lock();
+        inner.in_flight.remove(&request);
+        inner.lost.insert(request);
+    }
+
+    /// The requests of this process whose answers are still waited for.
+    pub fn in_flight(&self) -> BTreeSet<u64> {
+        self.lock().in_flight.clone()
+    }
+
+    /// How many of these requests were never answered.
+    pub fn lost_of(&self, requests: &BTreeSet<u64>) -> usize {
+        self.lock().lost.intersection(requests).count()
     }
 
     /// Writes down the answer to the request of that number.
@@ -151,7 +181,9 @@ impl JournalWriter {
             entry.sha256 = Some(sha256(&answer.body));
             entry.next_command_uuid = ReceivedCommand::parse(&answer.body).ok().map(|command| command.uuid);
         }
-        self.write(entry).map(|_| ())
+        self.write(entry)?;
+        self.lock().in_flight.remove(&request);
+        Ok(())
     }
 
     /// Writes down a command that is about to be queued for one enrollment; answers its number.
@@ -170,9 +202,13 @@ impl JournalWriter {
         self.write(entry).map(|_| ())
     }
 
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     fn write(&self, mut entry: Entry) -> Result<u64, SimulatorError> {
         entry.at = (self.clock)();
-        let mut inner = self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut inner = self.lock();
         entry.n = inner.last + 1;
         let failed = |error| SimulatorError::io(&self.path, error);
         serde_json::to_writer(&mut inner.file, &entry).map_err(|error| failed(std::io::Error::other(error)))?;
@@ -310,6 +346,12 @@ impl Journal {
                 "CheckOut" => Some(EnrollmentState::CheckedOut),
                 _ => None,
             };
+            if request.renews_identity {
+                // The enrollment goes on, whether or not the server calls it enrolled before the TokenUpdate that follows: with its
+                // users, and with what is escrowed.
+                learn(&mut self.enrollments, &request.device, EnrollmentState::Authenticated, false);
+                return;
+            }
             if let Some(state) = state {
                 learn(&mut self.enrollments, &request.device, state, confirmed);
                 // What ends or renews the device's enrollment ends its users' channels.

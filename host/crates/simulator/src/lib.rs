@@ -2,7 +2,8 @@
 //! server bears it.
 //!
 //! The devices speak only what real ones speak, so that the same run works against another product. They never look into the server.
-//! Start at [`device::Device`] for one device, at [`fleet::Fleet`] for many, at [`cli::simulate`] for the command.
+//! Start at [`device::Device`] for one device, at [`fleet::Fleet`] for many that do the same, at [`living::LivingFleet`] for many
+//! that live, at [`cli::simulate`] for the command.
 
 pub mod api;
 pub mod apns;
@@ -16,6 +17,7 @@ pub mod device;
 pub mod error;
 pub mod fleet;
 pub mod journal;
+pub mod living;
 pub mod measure;
 pub mod message;
 pub mod null_server;
@@ -31,6 +33,7 @@ pub use device::{Device, DeviceOptions, Product, Proof, Session};
 pub use error::SimulatorError;
 pub use fleet::{Fleet, FleetOptions};
 pub use journal::{Journal, JournalWriter};
+pub use living::{LifeEvent, LifeRates, LivingFleet, LivingOptions};
 pub use message::Message;
 pub use null_server::NullServer;
 pub use report::{PhaseReport, Report};

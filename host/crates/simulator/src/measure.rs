@@ -135,6 +135,76 @@ pub fn process_cpu(pid: u32) -> Option<Duration> {
     stat_cpu(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// CPU time of the thread that asks.
+pub fn own_thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}
+
+/// CPU times of the threads of another process, to the nanosecond: for slices that are shorter than many of the kernel's ticks.
+#[derive(Debug, Clone, Default)]
+pub struct ThreadTimes(BTreeMap<u32, Duration>);
+
+impl ThreadTimes {
+    /// Reads them; empty where they cannot be read.
+    pub fn of(pid: u32) -> Self {
+        let read = |task: std::fs::DirEntry| {
+            let thread = task.file_name().to_str()?.parse().ok()?;
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            Some((thread, Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?)))
+        };
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+            return Self::default();
+        };
+        Self(tasks.filter_map(Result::ok).filter_map(read).collect())
+    }
+
+    /// What the threads that live have used since. Of a thread that ended meanwhile nothing is known.
+    pub fn since(&self, earlier: &Self) -> Duration {
+        let used = |(thread, time): (&u32, &Duration)| time.saturating_sub(earlier.0.get(thread).copied().unwrap_or_default());
+        self.0.iter().map(used).sum()
+    }
+}
+
+/// The middle of several measurements, and how certain it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    /// The median.
+    pub median: f64,
+    /// With the next one the bounds between which the true median lies in 95 of 100 cases.
+    pub low: f64,
+    /// The upper bound.
+    pub high: f64,
+}
+
+impl Estimate {
+    /// Of measurements of which each was made beside its counterpart. The bounds are those of the median of as many measurements drawn
+    /// from these again and again (percentile bootstrap); they do not ask how the noise is distributed.
+    pub fn of(values: &[f64]) -> Self {
+        const DRAWS: usize = 2000;
+        let mut chances = fastrand::Rng::with_seed(1);
+        let mut medians: Vec<f64> =
+            (0..DRAWS).map(|_| median((0..values.len()).filter_map(|_| values.get(chances.usize(0..values.len())).copied()).collect())).collect();
+        medians.sort_by(f64::total_cmp);
+        let at = |per_mille: usize| medians.get(DRAWS * per_mille / 1000).copied().unwrap_or_default();
+        Self { median: median(values.to_vec()), low: at(25), high: at(975) }
+    }
+}
+
+impl std::fmt::Display for Estimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let digits = f.precision().unwrap_or(1);
+        write!(f, "{:.digits$} [{:.digits$}, {:.digits$}]", self.median, self.low, self.high)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = values.get(middle).copied().unwrap_or_default();
+    if values.len().is_multiple_of(2) { f64::midpoint(upper, values.get(middle.wrapping_sub(1)).copied().unwrap_or_default()) } else { upper }
+}
+
 /// CPU time of one thread of this process, to the nanosecond; `None` where it cannot be read.
 pub fn thread_cpu(thread_id: i32) -> Option<Duration> {
     let text = std::fs::read_to_string(format!("/proc/self/task/{thread_id}/schedstat")).ok()?;
@@ -205,6 +275,26 @@ mod tests {
         assert_eq!(one.answers, both.answers);
         assert_eq!(one.latencies.quantile(900), both.latencies.quantile(900));
         assert_eq!(one.requests(), 5000);
+    }
+
+    #[test]
+    fn the_median_of_noise_lies_between_its_bounds() {
+        let mut chances = fastrand::Rng::with_seed(5);
+        let values: Vec<f64> = (0..40).map(|_| 100.0 + 10.0 * chances.f64() + if chances.u8(..10) == 0 { 500.0 } else { 0.0 }).collect();
+        let estimate = Estimate::of(&values);
+        assert!(estimate.low < estimate.median && estimate.median < estimate.high, "{estimate}");
+        assert!((100.0..110.0).contains(&estimate.low) && (100.0..115.0).contains(&estimate.high), "a few outliers move nothing: {estimate}");
+        assert_eq!(Estimate::of(&[2.0, 1.0]), Estimate { median: 1.5, low: 1.0, high: 2.0 });
+        assert!(Estimate::of(&[]).median.abs() < 1e-9);
+        assert_eq!(format!("{:.2}", Estimate::of(&[1.0])), "1.00 [1.00, 1.00]");
+    }
+
+    #[test]
+    fn threads_that_begin_count_and_those_that_ended_do_not() {
+        let times = |list: &[(u32, u64)]| ThreadTimes(list.iter().map(|(thread, millis)| (*thread, Duration::from_millis(*millis))).collect());
+        assert_eq!(times(&[(1, 30), (3, 5)]).since(&times(&[(1, 10), (2, 100)])), Duration::from_millis(25));
+        assert!(ThreadTimes::of(std::process::id()).since(&ThreadTimes::default()) > Duration::ZERO);
+        assert!(own_thread_cpu() > Duration::ZERO);
     }
 
     #[test]

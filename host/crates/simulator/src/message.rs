@@ -33,11 +33,17 @@ pub struct Message {
     pub kind: MessageKind,
     /// Whether it speaks for the device's own channel although it is a user's channel that sends it.
     pub on_device_channel: bool,
+    /// Whether it is the Authenticate with which a device renews its identity because the server asked it to: its enrollment goes on.
+    pub renews_identity: bool,
     /// The body, to the byte.
     pub body: Bytes,
 }
 
 impl Message {
+    const fn new(kind: MessageKind, body: Bytes) -> Self {
+        Self { kind, on_device_channel: false, renews_identity: false, body }
+    }
+
     /// The same message, told to be on the device's own channel.
     #[must_use]
     pub fn for_device_channel(mut self) -> Self {
@@ -45,10 +51,17 @@ impl Message {
         self
     }
 
+    /// The same message, told to renew the identity of an enrollment that goes on.
+    #[must_use]
+    pub fn as_renewal(mut self) -> Self {
+        self.renews_identity = true;
+        self
+    }
+
     /// A check-in of that type; the keys are written in their order, as devices do.
     pub fn check_in(message_type: &str, mut keys: Dictionary) -> Result<Self, SimulatorError> {
         keys.insert("MessageType".into(), message_type.into());
-        Ok(Self { kind: MessageKind::CheckIn { message_type: message_type.into() }, on_device_channel: false, body: to_xml(keys)? })
+        Ok(Self::new(MessageKind::CheckIn { message_type: message_type.into() }, to_xml(keys)?))
     }
 
     /// A report with that status.
@@ -57,21 +70,17 @@ impl Message {
         if let Some(uuid) = command_uuid {
             keys.insert("CommandUUID".into(), uuid.into());
         }
-        Ok(Self {
-            kind: MessageKind::Report { status: status.into(), command_uuid: command_uuid.map(Into::into) },
-            on_device_channel: false,
-            body: to_xml(keys)?,
-        })
+        Ok(Self::new(MessageKind::Report { status: status.into(), command_uuid: command_uuid.map(Into::into) }, to_xml(keys)?))
     }
 
     /// A check-in whose body is whatever is given.
     pub fn raw_check_in(body: impl Into<Bytes>) -> Self {
-        Self { kind: MessageKind::CheckIn { message_type: "raw".into() }, on_device_channel: false, body: body.into() }
+        Self::new(MessageKind::CheckIn { message_type: "raw".into() }, body.into())
     }
 
     /// A report whose body is whatever is given.
     pub fn raw_report(body: impl Into<Bytes>) -> Self {
-        Self { kind: MessageKind::Report { status: "raw".into(), command_uuid: None }, on_device_channel: false, body: body.into() }
+        Self::new(MessageKind::Report { status: "raw".into(), command_uuid: None }, body.into())
     }
 
     /// The `MessageType` of a check-in, the `Status` of a report.
@@ -92,7 +101,7 @@ impl Message {
         let value = Value::from_reader_xml(self.body.as_ref()).map_err(|error| SimulatorError::Plist(error.to_string()))?;
         let mut body = Vec::new();
         value.to_writer_binary(&mut body).map_err(|error| SimulatorError::Plist(error.to_string()))?;
-        Ok(Self { kind: self.kind, on_device_channel: self.on_device_channel, body: body.into() })
+        Ok(Self { body: body.into(), ..self })
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Report {
     pub reports: BTreeMap<String, u64>,
     /// Commands that came again although the device had not asked to be asked later.
     pub redelivered: u64,
+    /// What happened in the devices' lives.
+    pub life: BTreeMap<String, u64>,
     /// The parts of the run in their order.
     pub phases: Vec<PhaseReport>,
     /// What the simulator reaches against a server that does nothing.
@@ -158,6 +160,9 @@ impl Report {
                 write!(out, ", {count} × {status}")?;
             }
             writeln!(out, ", {} delivered again", self.redelivered)?;
+        }
+        for (event, count) in &self.life {
+            writeln!(out, "{count:>10} × {event}")?;
         }
         writeln!(
             out,

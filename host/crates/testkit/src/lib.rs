@@ -3,3 +3,4 @@
 pub mod clock;
 pub mod guests;
 pub mod push;
+pub mod seed;

@@ -188,3 +188,36 @@ fn the_journal_never_holds_a_bootstrap_token() {
     let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, &token);
     assert!(!text.contains(&encoded) && text.contains(&sha256(&token)));
 }
+
+#[test]
+fn a_renewed_identity_leaves_users_and_the_bootstrap_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let journal = writer(&path);
+    let user =
+        Device::with_options(&Authority::new(1).unwrap(), 1, DeviceOptions { kind: Some(EnrollmentKind::User), ..DeviceOptions::default() }).unwrap();
+    let device = user.device_id().to_owned();
+    let confirmed = |speaker: &str, message: wasmdm_simulator::Message| {
+        let n = journal.record_request(speaker, &message).unwrap();
+        assert!(journal.in_flight().contains(&n));
+        journal.record_answer(n, speaker, &empty(200)).unwrap();
+        assert!(journal.in_flight().is_empty());
+    };
+    confirmed(&device, user.authenticate().unwrap());
+    confirmed(&device, user.set_bootstrap_token(Some(b"token")).unwrap());
+    confirmed(&user.id(), user.token_update().unwrap());
+    confirmed(&device, user.authenticate().unwrap().as_renewal());
+    let read = read_journal(&path).unwrap();
+    assert_eq!(read.enrollments[&user.id()], Known::Confirmed(EnrollmentState::Enrolled));
+    assert_eq!(read.bootstrap_tokens[&device], Known::Confirmed(Some(sha256(b"token"))));
+    // Any other Authenticate ends both.
+    confirmed(&device, user.authenticate().unwrap());
+    let read = read_journal(&path).unwrap();
+    assert_eq!(read.enrollments[&user.id()], Known::Confirmed(EnrollmentState::CheckedOut));
+    assert_eq!(read.bootstrap_tokens[&device], Known::Confirmed(None));
+    // What nobody waits for any more is lost.
+    let n = journal.record_request(&device, &user.get_bootstrap_token().unwrap()).unwrap();
+    let waiting = journal.in_flight();
+    journal.record_lost(n);
+    assert_eq!((journal.lost_of(&waiting), journal.in_flight().len()), (1, 0));
+}

@@ -5,5 +5,6 @@
 mod devices;
 mod fleet;
 mod journal;
+mod living;
 mod server;
 mod signatures;
