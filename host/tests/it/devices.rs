@@ -51,7 +51,7 @@ async fn commands_arrive_in_the_order_of_enqueueing_and_once() {
     assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
 }
 
-/// In its default store a command that was acknowledged after another's NotNow came again at every later connection, a wipe too. NanoMDM defect 1.
+/// In its default store a command that was acknowledged after another's `NotNow` came again at every later connection, a wipe too. NanoMDM defect 1.
 /// Edge case 36.
 #[tokio::test]
 async fn a_deferred_command_waits_for_the_next_idle_while_others_go_ahead() {

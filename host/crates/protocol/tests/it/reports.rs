@@ -110,7 +110,7 @@ fn claims_are_read_out_of_documents_that_are_refused() {
 }
 
 /// Fuzzing found three ways to make the salvage of a broken report claim a device that the readers would not have read: text within an
-/// instruction, text within an attribute, and a UDID that is no plain text while an EnrollmentID is. Edge case 4.
+/// instruction, text within an attribute, and a UDID that is no plain text while an `EnrollmentID` is. Edge case 4.
 #[test]
 fn what_only_looks_like_a_claim_is_none() {
     for lure in [
