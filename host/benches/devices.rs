@@ -264,7 +264,8 @@ fn install(home: &Home, plugin: &BundledPlugin, grant: &str) {
 
 fn allow_list_grant(devices: u64) -> String {
     let serials = (0..=devices).map(|number| format!("\"BENCH{number:07}\"")).collect::<Vec<_>>().join(",");
-    format!("enabled = true\n[config]\nserial_numbers = [{serials}]\n")
+    // Patient limits: a decision that a loaded machine makes late is a 503, which is right, and not what is measured.
+    format!("enabled = true\n[limits]\ndecision = \"10s\"\ncpu = \"2s\"\n[config]\nserial_numbers = [{serials}]\n")
 }
 
 /// Until the server says that devices can be served, with all its plugins.
