@@ -110,22 +110,26 @@ impl ApplePush {
     async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, PushError>>, StorageError> {
         let targets = self.storage.push_targets(tenant, ids).await?;
         let certificates = self.certificates(&targets).await?;
-        let by_id: HashMap<&EnrollmentId, &PushTarget> = targets.iter().map(|target| (&target.id, target)).collect();
-        let missing = Err(PushFailure { code: String::new(), detail: String::new(), fault: "server", token_is_dead: false });
+        let mut by_id: HashMap<EnrollmentId, PushTarget> = targets.into_iter().map(|target| (target.id.clone(), target)).collect();
         let deadline = tokio::time::Instant::now() + CALL;
-        let pushing = stream::iter(ids).map(|id| {
-            let target = by_id.get(id).copied();
-            let certificate = target.and_then(|target| certificates.get(&target.topic)).unwrap_or(&missing);
-            async move {
-                let Some(target) = target else {
-                    return (id, Err(PushError::new("push data missing for id: it is not enrolled")), None);
-                };
-                match tokio::time::timeout_at(deadline, self.push_one(target, certificate)).await {
-                    Ok((result, failure)) => (id, result, failure),
-                    Err(_) => {
-                        let error = PushError { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
-                        (id, Err(error), None)
-                    }
+        // Everything that a push needs is its own: an id that stands twice is pushed to once.
+        let prepared: Vec<_> = ids
+            .iter()
+            .map(|id| {
+                let target = by_id.remove(id);
+                let certificate = target.as_ref().and_then(|target| certificates.get(&target.topic)).cloned();
+                (id.clone(), target.zip(certificate))
+            })
+            .collect();
+        let pushing = stream::iter(prepared).map(|(id, ready)| async move {
+            let Some((target, certificate)) = ready else {
+                return (id, Err(PushError::new("push data missing for id: it is not enrolled")), None);
+            };
+            match tokio::time::timeout_at(deadline, self.push_one(&target, &certificate)).await {
+                Ok((result, failure)) => (id, result, failure),
+                Err(_) => {
+                    let error = PushError { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
+                    (id, Err(error), None)
                 }
             }
         });
@@ -133,7 +137,7 @@ impl ApplePush {
         let (mut results, mut attempts) = (Vec::with_capacity(ids.len()), Vec::new());
         for (id, result, failure) in pushed {
             if result.is_ok() || failure.is_some() {
-                attempts.push(PushAttempt { id: id.clone(), failure });
+                attempts.push(PushAttempt { id, failure });
             }
             results.push(result);
         }

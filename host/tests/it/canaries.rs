@@ -200,7 +200,7 @@ fn new_key(home: &Home, name: &str) -> String {
         assert!(!out.contains(key));
         let raw = STANDARD.decode(key).unwrap();
         let numbers = raw.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
-        let hex = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = raw.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         home.secrets.lock().unwrap().extend([key.to_owned(), hex, numbers]);
     }
     path

@@ -148,5 +148,5 @@ async fn a_renewed_push_certificate_is_used_from_the_next_push_on() {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }

@@ -85,7 +85,7 @@ mod tests {
         let device = marked([7; 32]);
         assert!(device.ends_with(&[7; 19]));
         for secret in [MARK.as_bytes(), &device] {
-            let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = secret.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
             for written in [
                 String::from_utf8_lossy(secret).into_owned(),
                 format!("{:?}", bytes::Bytes::copy_from_slice(secret)),

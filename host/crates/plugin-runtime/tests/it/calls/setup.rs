@@ -126,6 +126,8 @@ impl Server {
             raw: Bytes::from_static(b"raw"),
             document: candidate.message,
             certificate: candidate.certificate,
+            may_change_certificate: true,
+            may_share_certificate: false,
             url_params: candidate.url_params,
             tags: Vec::new(),
             quarantined_by: None,
