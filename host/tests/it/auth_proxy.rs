@@ -123,6 +123,7 @@ async fn what_a_device_asks_for_is_handed_on_with_its_id_and_without_its_proof()
 }
 
 /// In NanoMDM whatever the other server says goes to the device, a 401 too, at which an MDM client may remove its management.
+/// Edge case 62.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_status_of_the_other_server_could_un_enroll_a_device() {
     let (url, _asked) = other_server().await;
@@ -140,6 +141,7 @@ async fn no_status_of_the_other_server_could_un_enroll_a_device() {
     }
 }
 
+/// Edge case 62.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_cannot_prove_an_enrollment_or_leaves_the_base_is_not_handed_on() {
     let (url, asked) = other_server().await;

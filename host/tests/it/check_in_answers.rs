@@ -98,6 +98,7 @@ async fn statuses(device: &mut Device, user: &mut Device, connection: &mut Conne
     [token.status, returning.status, user.send(connection, message).await.unwrap().status]
 }
 
+/// Edge case 48.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_traps_loops_or_sleeps_is_a_503_in_time_and_the_server_lives() {
     const FAILED: [StatusCode; 3] = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GONE];
@@ -200,6 +201,7 @@ impl Askers {
     }
 }
 
+/// Edge case 48.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_source_is_swapped_under_load_and_no_request_is_lost() {
     const SWAPS: usize = 20;

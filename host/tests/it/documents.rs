@@ -110,8 +110,6 @@ fn every_test_that_the_tables_of_mistakes_name_is_there() {
 
 #[test]
 fn every_defect_of_nanomdm_has_a_test_that_tells_its_story() {
-    /// What no test shows yet, and why.
-    const MISSING: [(u32, &str); 2] = [(17, "pushes are not sent yet"), (19, "neither GetToken nor the dump is there yet")];
     let (document, sources) = (document("nanomdm.md"), sources());
     let mut told: BTreeSet<u32> = BTreeSet::new();
     for row in rows(&document) {
@@ -119,9 +117,8 @@ fn every_defect_of_nanomdm_has_a_test_that_tells_its_story() {
             told.extend(numbers_behind(DEFECT, &comment_of(&sources, test).unwrap_or_default()).intersection(&row.numbers.iter().copied().collect()));
         }
     }
-    let missing: BTreeSet<u32> = MISSING.iter().map(|(number, _)| *number).collect();
-    let untold: BTreeSet<u32> = (1..=22).filter(|number| !told.contains(number)).collect();
-    assert_eq!(untold, missing, "of each defect a test that the table names carries `{DEFECT} N` in its comment, or the defect stands in the list");
+    let untold: Vec<u32> = (1..=22).filter(|number| !told.contains(number)).collect();
+    assert!(untold.is_empty(), "{untold:?}: of each defect a test that the table names carries `{DEFECT} N` in its comment");
 }
 
 /// README's first command is `cargo run -- demo`: cargo must know which program that is.

@@ -25,13 +25,17 @@ use crate::in_process::Server;
 
 /// Where devices talk. Whoever adds a route for devices adds it here, and the walk below goes there too.
 const DEVICE_ROUTES: [&str; 2] = ["/mdm", "/checkin"];
+/// What devices fetch from another server, where one is configured.
+const PROXIED_ROUTES: [&str; 2] = ["/authproxy/", "/authproxy/{*path}"];
 /// Where nobody but clients of the API and monitoring talk: a 401 is their answer.
-const OTHER_ROUTES: [&str; 15] = [
+const OTHER_ROUTES: [&str; 17] = [
     "/v1/enqueue/",
     "/v1/enqueue/{*ids}",
     "/v1/push/",
     "/v1/push/{*ids}",
     "/v1/pushcert",
+    "/v1/escrowkeyunlock",
+    "/migration",
     "/api/v1/dead-letters",
     "/api/v1/dead-letters/replay",
     "/api/v1/plugins",
@@ -44,13 +48,13 @@ const OTHER_ROUTES: [&str; 15] = [
     "/metrics",
 ];
 /// Paths that a device could be given by mistake, or that look like a device's.
-const STRAY_PATHS: [&str; 6] = ["/mdm?x=1", "/mdm/", "/checkin/more", "/MDM", "/", "/authproxy/x"];
+const STRAY_PATHS: [&str; 7] = ["/mdm?x=1", "/mdm/", "/checkin/more", "/MDM", "/", "/authproxy/x", "/authproxy/../mdm"];
 
 #[test]
 fn every_route_of_the_server_is_known_to_the_walk() {
     let source = include_str!("../../src/http.rs");
     let routes: BTreeSet<&str> = source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
-    let known: BTreeSet<&str> = DEVICE_ROUTES.into_iter().chain(OTHER_ROUTES).collect();
+    let known: BTreeSet<&str> = DEVICE_ROUTES.into_iter().chain(PROXIED_ROUTES).chain(OTHER_ROUTES).collect();
     assert_eq!(routes, known, "a route is missing in one of the lists above, or is no more");
 }
 
@@ -193,10 +197,12 @@ async fn without_identity(url: &str, authority: &Authority, stranger: &Authority
     let mut connection = Connection::to(url).unwrap();
     let methods = [Method::PUT, Method::POST, Method::GET, Method::DELETE, Method::HEAD, Method::OPTIONS, Method::PATCH];
     let mut seen = Vec::new();
-    for path in DEVICE_ROUTES.into_iter().chain(STRAY_PATHS) {
+    for path in DEVICE_ROUTES.into_iter().chain(PROXIED_ROUTES).chain(STRAY_PATHS) {
         for method in &methods {
             for headers in &header_sets {
-                let answer = connection.request(method.clone(), path.parse().unwrap(), headers.clone(), Bytes::from_static(b"<x/>")).await;
+                let answer = connection
+                    .request(method.clone(), path.replace("{*path}", "some/file").parse().unwrap(), headers.clone(), Bytes::from_static(b"<x/>"))
+                    .await;
                 let answer = Seen::of(format!("{method} {path} {headers:?}"), answer.unwrap());
                 assert!(answer.status.is_client_error(), "{}: {}", answer.case, answer.status);
                 seen.push(answer);
@@ -385,7 +391,9 @@ async fn no_error_of_a_device_route_could_un_enroll_a_device() {
     let (authority, stranger) = (Authority::new(33).unwrap(), Authority::new(34).unwrap());
     let mut seen = refusals().await;
     seen.extend(body_errors().await);
-    let server = Server::start(&authority, &[]).await;
+    // Nothing listens behind the proxy: who has no proof does not get so far.
+    let more = ServeOptions { auth_proxy_url: Some("http://127.0.0.1:1/".to_owned()), migration: true, ..ServeOptions::default() };
+    let server = Server::start_with(&authority, &[], more).await;
     seen.extend(without_identity(&server.url(), &authority, &stranger).await);
     seen.extend(with_identity(&server.url(), &authority, &stranger).await);
     server.stop().await;

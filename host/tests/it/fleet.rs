@@ -166,6 +166,7 @@ pub(crate) fn living(prefix: &str, devices: u64, journal: Option<Arc<JournalWrit
     }
 }
 
+/// Edge cases 19 and 20.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fleet_of_every_kind_lives_and_everything_is_as_the_devices_saw_it() {
     let seconds = std::env::var("FLEET_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(25);

@@ -13,7 +13,7 @@ use wasmdm_simulator::authority::CertificateRequest;
 use wasmdm_simulator::canary::{MARK, found_in};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Message, Product};
 
-use crate::api::{enqueue_at, enqueue_with};
+use crate::api::{call_at, enqueue_at, enqueue_with};
 use crate::in_process::Server;
 
 pub(crate) const MANIFEST: &str = r#"[plugin]
@@ -234,6 +234,9 @@ async fn live(server: &Server, authority: &Authority) {
     device.send(&mut connection, broken).await.unwrap();
     device.enroll(&mut connection).await.unwrap();
     server.quiet().await;
+
+    // Nobody has stored a push certificate.
+    call_at(&server.url(), http::Method::GET, &format!("/v1/push/{}", device.id()), "").await;
 
     // An identity that a command renews, and one that the device's system renews by itself.
     let mut device = Device::new(authority, 300).unwrap();

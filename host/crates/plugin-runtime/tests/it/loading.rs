@@ -812,6 +812,7 @@ fn is_given(answer: &OwnedAnswer<Option<ServiceToken>>) -> bool {
     matches!(answer, OwnedAnswer::Given(Some(_)))
 }
 
+/// Edge case 48.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_plugin_with_the_same_answers_is_refused_until_the_first_goes() {
     let data = TempDir::new().unwrap();

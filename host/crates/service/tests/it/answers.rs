@@ -118,6 +118,7 @@ async fn a_token_goes_out_as_data_and_every_refusal_names_its_key() {
 }
 
 /// What Apple requires of a pairing is missing: nobody needs to be asked.
+/// Edge case 48.
 #[tokio::test]
 async fn parameters_that_are_missing_or_too_long_are_named() {
     let (stage, owner) = stage(false).await;
@@ -137,6 +138,7 @@ async fn parameters_that_are_missing_or_too_long_are_named() {
     document(stage.send(&device, with(&[("SecurityToken", "S"), ("WatchUDID", "W")], watch)).await);
 }
 
+/// Edge case 49.
 #[tokio::test]
 async fn only_who_is_enrolled_and_not_in_quarantine_gets_answers() {
     let (stage, owner) = stage(false).await;
@@ -242,6 +244,7 @@ async fn each_verdict_about_a_user_has_apples_answer() {
 }
 
 /// The device sends the token that it was given with each message of the user's channel: messages that have it are as good as others.
+/// Edge case 33.
 #[tokio::test]
 async fn messages_with_an_auth_token_are_taken_and_it_shows_nowhere() {
     let (stage, _) = stage(false).await;

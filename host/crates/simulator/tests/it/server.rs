@@ -58,6 +58,8 @@ struct Queued {
     uuid: String,
     document: Bytes,
     deferred: bool,
+    /// It went out and waits for its answer.
+    sent: bool,
 }
 
 /// Listens as long as it is not dropped.
@@ -113,7 +115,7 @@ impl Server {
 
 fn push(state: &mut State, id: &str, document: Bytes) {
     let uuid = wasmdm_simulator::message::ReceivedCommand::parse(&document).unwrap().uuid;
-    state.queues.entry(id.into()).or_default().push(Queued { uuid, document, deferred: false });
+    state.queues.entry(id.into()).or_default().push(Queued { uuid, document, deferred: false, sent: false });
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Box<dyn std::error::Error + Send + Sync>> {
@@ -157,13 +159,30 @@ fn device(state: &mut State, seen: &Seen) -> (StatusCode, Bytes) {
     }
     let status = seen.text("Status").unwrap();
     let queue = state.queues.entry(seen.id()).or_default();
-    match (status.as_str(), seen.text("CommandUUID")) {
-        // A session begins: what was deferred is offered again.
-        ("Idle", _) => queue.iter_mut().for_each(|queued| queued.deferred = false),
-        ("NotNow", Some(uuid)) => queue.iter_mut().filter(|queued| queued.uuid == uuid).for_each(|queued| queued.deferred = true),
-        (_, Some(uuid)) => queue.retain(|queued| queued.uuid != uuid),
+    // What went out and was not answered comes again at Idle, and where the answer that carried it was lost.
+    let again = match (status.as_str(), seen.text("CommandUUID")) {
+        ("Idle", _) => {
+            queue.iter_mut().for_each(|queued| queued.deferred = false);
+            true
+        }
+        ("NotNow", Some(uuid)) => match queue.iter_mut().find(|queued| queued.uuid == uuid && queued.sent) {
+            Some(queued) => {
+                (queued.deferred, queued.sent) = (true, false);
+                false
+            }
+            None => true,
+        },
+        (_, Some(uuid)) => {
+            let before = queue.len();
+            queue.retain(|queued| queued.uuid != uuid);
+            queue.len() == before
+        }
         (_, None) => return (StatusCode::BAD_REQUEST, Bytes::new()),
-    }
-    let next = queue.iter().find(|queued| !queued.deferred);
-    (StatusCode::OK, next.map(|queued| queued.document.clone()).unwrap_or_default())
+    };
+    let sent = queue.iter().position(|queued| again && queued.sent);
+    let Some(next) = sent.or_else(|| queue.iter().position(|queued| !queued.deferred && !queued.sent)) else {
+        return (StatusCode::OK, Bytes::new());
+    };
+    queue[next].sent = true;
+    (StatusCode::OK, queue[next].document.clone())
 }

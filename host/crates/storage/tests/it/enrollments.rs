@@ -254,6 +254,7 @@ pub(crate) async fn queries_filter_and_page(database: &Database) {
 }
 
 /// Edge case 52.
+/// Edge case 54.
 pub(crate) async fn push_targets_are_the_enrolled_ones(database: &Database) {
     database.enroll("A").await;
     database.authenticate("B", 0).await;

@@ -82,6 +82,7 @@ pub(crate) async fn any_other_authenticate_begins_anew(database: &Database) {
 }
 
 /// Edges 19 and 30. A wipe makes a new device of it, whatever was asked for before.
+/// Edge case 19.
 pub(crate) async fn a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one(database: &Database) {
     for (number, acknowledged) in [true, false].into_iter().enumerate() {
         let device = format!("D{number}");

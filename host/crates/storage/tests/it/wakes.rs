@@ -111,6 +111,7 @@ pub(crate) async fn a_wake_waits_for_its_command_and_nopush_means_none(database:
 }
 
 /// What did not reach the device is tried again sooner than what did, but not at once for ever.
+/// Edge case 51.
 pub(crate) async fn a_push_that_failed_for_a_while_is_made_again_soon(database: &Database) {
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
