@@ -41,7 +41,7 @@ async fn push(server: &Server, ids: &str) -> (StatusCode, serde_json::Value) {
     (answer.status, json(&answer))
 }
 
-/// NanoMDM defect 17, edge case 50. No expiration means that Apple drops what it cannot deliver at once, and a device that slept never hears of it.
+/// NanoMDM defect 17. Edge case 50. No expiration means that Apple drops what it cannot deliver at once, and a device that slept never hears of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_is_woken_by_a_push_with_everything_that_apple_wants() {
     let (authority, apns, home) = (Authority::new(91).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
