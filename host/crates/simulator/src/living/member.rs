@@ -708,8 +708,10 @@ impl Member {
                             expectation.reported(uuid, *answered, &status, false);
                         }
                     });
-                    // It says it again, or has forgotten the session and begins another.
-                    if report.is_some() && (erasing.is_some() || self.chances.bool()) {
+                    // It says it again, or has forgotten the session and begins another; but not where something is waited for that the
+                    // server may have taken for done.
+                    let is_awaited = report.as_ref().is_some_and(|(uuid, _)| self.renewal.as_ref() == Some(uuid)) || erasing.is_some();
+                    if report.is_some() && (is_awaited || self.chances.bool()) {
                         asked = Asked::MaybeRepeatedReport;
                     } else {
                         (asked, report, prepared) = (Asked::Idle, None, self.prepared_idle(channel)?);
