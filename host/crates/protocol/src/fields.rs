@@ -122,5 +122,9 @@ pub(crate) fn check_name(text: &str, limit: usize) -> Result<(), String> {
     if text.chars().any(char::is_control) {
         return Err("has a control character".into());
     }
+    // It could not be written again: what is shown and stored would differ from what goes out.
+    if text.contains(['\u{FFFE}', '\u{FFFF}']) {
+        return Err("has a character that XML cannot hold".into());
+    }
     Ok(())
 }

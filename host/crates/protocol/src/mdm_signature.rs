@@ -118,14 +118,17 @@ impl<'a> SignedData<'a> {
         if content_info.expect(OID).is_none_or(|content_type| content_type.content != SIGNED_DATA) {
             return Err(malformed("it is no signed data"));
         }
+        // Nothing may follow what the standard has: a second list of signers, say, which another reader would take for the one.
         let mut fields = || {
-            let mut fields = content_info.expect(CONTEXT_0)?.reader().expect(SEQUENCE)?.reader();
+            let mut content = content_info.expect(CONTEXT_0).filter(|_| content_info.is_empty())?.reader();
+            let mut fields = content.expect(SEQUENCE).filter(|_| content.is_empty())?.reader();
             fields.expect(INTEGER)?;
             fields.expect(SET)?;
             let content_type = fields.expect(SEQUENCE)?.reader().expect(OID)?.content;
             let certificates = fields.optional(CONTEXT_0).map_or(Reader::new(&[]), Element::reader);
             fields.optional(CONTEXT_1);
-            Some((content_type, certificates, fields.expect(SET)?.reader()))
+            let signers = fields.expect(SET).filter(|_| fields.is_empty())?;
+            Some((content_type, certificates, signers.reader()))
         };
         let (content_type, certificates, mut signers) = fields().ok_or_else(|| malformed("its signed data is incomplete"))?;
         let Some(signer) = signers.next().filter(|_| signers.is_empty()) else { return Err(SignatureError::Signers) };
@@ -152,13 +155,16 @@ impl<'a> Signer<'a> {
         }
         let mut fields = signer.reader();
         fields.expect(INTEGER)?;
-        Some(Self {
+        let signer = Self {
             id: fields.next()?,
             digest: fields.expect(SEQUENCE)?.reader().expect(OID)?.content,
             attributes: fields.optional(CONTEXT_0),
             algorithm: fields.expect(SEQUENCE)?.reader().expect(OID)?.content,
             signature: fields.next().filter(|signature| signature.tag & !CONSTRUCTED == OCTET_STRING)?,
-        })
+        };
+        // Attributes that nobody signed say nothing.
+        fields.optional(CONTEXT_1);
+        fields.is_empty().then_some(signer)
     }
 
     /// The certificate that the signer names.

@@ -97,3 +97,19 @@ fn another_uuid_replaces_or_joins() {
     assert_eq!(Command::parse_with_uuid(b"<array/>", "new".into()).unwrap_err().field, ".");
     assert_eq!(Command::parse_with_uuid(&document(""), "new".into()).unwrap_err().field, "Command");
 }
+
+/// Fuzzing found: a command in binary can name characters that XML has not, and under another id it became another command.
+#[test]
+fn a_name_that_xml_cannot_hold_is_refused() {
+    for character in ['\u{FFFE}', '\u{FFFF}'] {
+        let mut command = ours::Dictionary::new();
+        command.insert("RequestType".into(), format!("Profile{character}List").into());
+        let mut document = ours::Dictionary::new();
+        document.insert("Command".into(), ours::Value::Dictionary(command));
+        document.insert("CommandUUID".into(), "0001".into());
+        let mut binary = Vec::new();
+        ours::Value::Dictionary(document).to_writer_binary(&mut binary).unwrap();
+        let error = Command::parse(binary.into()).unwrap_err();
+        assert_eq!((error.field.as_str(), error.problem.as_str()), ("Command.RequestType", "has a character that XML cannot hold"));
+    }
+}

@@ -169,3 +169,21 @@ fn a_signer_that_is_no_sequence_is_malformed() {
     other[start] = 0x24;
     assert!(matches!(verify(STANDARD.encode(&other).as_bytes(), BODY), Err(SignatureError::Malformed(_))));
 }
+
+/// Fuzzing found that more could follow in a signature, a second list of signers for instance, which another reader would take for the one.
+#[test]
+fn nothing_may_follow_what_a_signature_has() {
+    let der = Cms { form: Form::Ber, ..Cms::new(&P256, "authority", &leaf(&P256)) }.der(BODY);
+    assert!(verify(STANDARD.encode(&der).as_bytes(), BODY).is_ok());
+    // All of it is of indefinite length: the marks of the ends stand at its end, the outermost last.
+    for depth in 0..=5 {
+        let mut longer = der.clone();
+        let at = longer.len() - 2 * depth;
+        longer.splice(at..at, [0x31, 0x00]);
+        assert!(verify(STANDARD.encode(&longer).as_bytes(), BODY).is_err(), "at depth {depth}");
+    }
+    let mut with_unsigned_attributes = der.clone();
+    let at = der.len() - 10;
+    with_unsigned_attributes.splice(at..at, [0xA1, 0x00]);
+    assert!(verify(STANDARD.encode(&with_unsigned_attributes).as_bytes(), BODY).is_ok());
+}
