@@ -292,6 +292,7 @@ impl<'a> Reader<'a> {
                 .ok_or_else(|| self.error("is a number that cannot be held")),
             serde_json::Value::String(text) => self.text(text).map(Value::String),
             serde_json::Value::Array(items) => {
+                self.go_down()?;
                 let mut values = Vec::with_capacity(items.len());
                 for (index, item) in items.iter().enumerate() {
                     values.push(self.step(Step::Index(index), item)?);
@@ -315,7 +316,13 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
+    /// A collection begins, with something in it or not: as many levels as property lists may have.
+    fn go_down(&self) -> Result<(), JsonError> {
+        if self.path.len() >= MAX_DEPTH { Err(self.error("is too deep or has too many values")) } else { Ok(()) }
+    }
+
     fn dictionary(&mut self, object: &'a Map<String, serde_json::Value>) -> Result<Value, JsonError> {
+        self.go_down()?;
         let mut entries = Dictionary::new();
         for (key, item) in object {
             let name = self.text(key)?;

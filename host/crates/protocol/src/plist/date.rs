@@ -29,7 +29,9 @@ pub(super) fn from_apple_seconds(seconds: f64) -> Option<Date> {
 }
 
 fn from_timestamp(time: Timestamp) -> Option<Date> {
-    (EARLIEST..END).contains(&time.as_second()).then(|| Date::from(SystemTime::from(time)))
+    // A part of a second before the first one is of the year before, which has no text.
+    let is_in_range = (EARLIEST..END).contains(&time.as_second()) && (time.as_second() > EARLIEST || time.subsec_nanosecond() >= 0);
+    is_in_range.then(|| Date::from(SystemTime::from(time)))
 }
 
 /// RFC 3339, with a fraction if the date has one.

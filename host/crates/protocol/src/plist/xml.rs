@@ -51,6 +51,8 @@ pub(super) fn parse(document: &[u8]) -> Result<Value, PlistError> {
                 push(&mut open, Collection::Array(Vec::new()))?;
                 continue;
             }
+            // One with nothing in it is a level as well: in binary it is read like any other.
+            Markup::Start { name: "dict" | "array", empty: true } if open.len() >= MAX_DEPTH => return Err(PlistError::TOO_DEEP),
             Markup::Start { name, empty } => scanner.scalar(name, empty)?,
             Markup::End(name) => {
                 let collection = open.pop().ok_or_else(|| scanner.error(format!("`</{}>` closes nothing", shorten(name))))?;

@@ -298,3 +298,32 @@ fn has_unwritable_key(value: &Value) -> bool {
         _ => false,
     }
 }
+
+/// Fuzzing found: a level with nothing in it was none in XML and in JSON, so that what was read could not be written in binary.
+#[test]
+fn an_empty_level_is_a_level() {
+    for empty in ["<dict/>", "<array/>"] {
+        let at = |levels: usize| format!("<plist version=\"1.0\">{}{empty}{}</plist>", "<array>".repeat(levels), "</array>".repeat(levels));
+        assert!(ours::parse(at(ours::MAX_DEPTH - 1).as_bytes()).is_ok());
+        assert_eq!(ours::parse(at(ours::MAX_DEPTH).as_bytes()), Err(PlistError::TooLarge { what: "levels", limit: ours::MAX_DEPTH }));
+    }
+    let json = |levels: usize| (1..levels).fold(serde_json::json!([]), |inner, _| serde_json::json!([inner]));
+    assert!(wasmdm_protocol::json::from_json(&json(ours::MAX_DEPTH)).is_ok());
+    assert!(wasmdm_protocol::json::from_json(&json(ours::MAX_DEPTH + 1)).is_err());
+}
+
+/// Fuzzing found: a part of a second before the year 0 was written as a date that nobody reads.
+#[test]
+fn a_date_just_before_the_first_one_is_out_of_range() {
+    let document = |seconds: f64| {
+        let mut bytes = b"bplist00\x33".to_vec();
+        bytes.extend(seconds.to_be_bytes());
+        // One object at 8; where the table of offsets is.
+        bytes.extend([8, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 17]);
+        bytes
+    };
+    let first = -62_167_219_200.0 - 978_307_200.0;
+    let read = ours::parse(&document(first)).unwrap();
+    assert_eq!(ours::parse(&ours::to_xml(&read)), Ok(read));
+    assert!(ours::parse(&document(first - 0.25)).is_err());
+}
