@@ -78,6 +78,8 @@ impl Collection {
         match self {
             Self::Array(_) => Err(PlistError::malformed("a key stands in an array")),
             Self::Dictionary { key: Some(_), .. } => Err(PlistError::malformed("a key has no value")),
+            // Written as XML two such keys could be one.
+            Self::Dictionary { .. } if key.contains(write::is_unwritable) => Err(PlistError::malformed("a key has a character that XML cannot hold")),
             Self::Dictionary { key: due, .. } => {
                 *due = Some(key);
                 Ok(())

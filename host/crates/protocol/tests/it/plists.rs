@@ -327,3 +327,19 @@ fn a_date_just_before_the_first_one_is_out_of_range() {
     assert_eq!(ours::parse(&ours::to_xml(&read)), Ok(read));
     assert!(ours::parse(&document(first - 0.25)).is_err());
 }
+
+/// Fuzzing found: keys in binary that XML cannot hold became one key, twice, when the document was written again.
+#[test]
+fn a_key_that_xml_cannot_hold_is_refused() {
+    for character in ['\u{2}', '\u{FFFE}', '\u{FFFF}'] {
+        let mut dictionary = Dictionary::new();
+        dictionary.insert(format!("a{character}"), Value::from(1));
+        let mut binary = Vec::new();
+        Value::Dictionary(dictionary).to_writer_binary(&mut binary).unwrap();
+        assert!(matches!(ours::parse(&binary), Err(PlistError::Malformed(_))), "{character:?}");
+    }
+    // What stands in values is written as the sign of a lost character.
+    let mut binary = Vec::new();
+    Value::from("a\u{2}").to_writer_binary(&mut binary).unwrap();
+    assert_eq!(ours::parse(&ours::to_xml(&ours::parse(&binary).unwrap())), Ok(Value::from("a\u{FFFD}")));
+}
