@@ -162,7 +162,9 @@ fn device(state: &mut State, seen: &Seen) -> (StatusCode, Bytes) {
     // What went out and was not answered comes again at Idle, and where the answer that carried it was lost.
     let again = match (status.as_str(), seen.text("CommandUUID")) {
         ("Idle", _) => {
-            queue.iter_mut().for_each(|queued| queued.deferred = false);
+            for queued in queue.iter_mut() {
+                queued.deferred = false;
+            }
             true
         }
         ("NotNow", Some(uuid)) => match queue.iter_mut().find(|queued| queued.uuid == uuid && queued.sent) {
