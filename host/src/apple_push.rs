@@ -4,6 +4,8 @@
 //! kept, so that a device which is gone is left alone until it tells another token; what Apple says of itself or of the certificate comes
 //! with the time after which it may go better.
 
+mod coalescing;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,10 +18,13 @@ use tracing::warn;
 use wasmdm_apns::{Apns, ClientCertificate, Fault, Notification, Outcome, Retry};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock;
-use wasmdm_service::pusher::{PushError, Pusher};
+use wasmdm_service::pusher::Pusher;
 use wasmdm_storage::push_certificates::PushTarget;
 use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
+use wasmdm_storage::wakes::NotWoken;
 use wasmdm_storage::{Storage, StorageError};
+
+use self::coalescing::Coalescing;
 
 /// Pushes of one call under way at once.
 const AT_ONCE: usize = 2_000;
@@ -37,12 +42,13 @@ pub struct ApplePush {
     clock: Arc<dyn Clock>,
     /// Read once per version: parsing a key for each push would cost more than the push.
     certificates: Mutex<HashMap<String, ClientCertificate>>,
+    coalescing: Coalescing,
 }
 
 impl ApplePush {
     /// Certificates and tokens are looked up in `storage`.
     pub fn new(apns: Apns, storage: Storage, clock: Arc<dyn Clock>) -> Self {
-        Self { apns, storage, clock, certificates: Mutex::default() }
+        Self { apns, storage, clock, certificates: Mutex::default(), coalescing: Coalescing::default() }
     }
 
     /// The certificates of the topics; a sentence for each topic that has none that could be used.
@@ -82,14 +88,14 @@ impl ApplePush {
         &self,
         target: &PushTarget,
         certificate: &Result<ClientCertificate, PushFailure>,
-    ) -> (Result<String, PushError>, Option<PushFailure>) {
+    ) -> (Result<String, NotWoken>, Option<PushFailure>) {
         if let Some(dead) = &target.dead {
             // Nothing new: Apple has said so before.
-            return (Err(PushError::new(format!("{dead}; it is pushed to again when it has told a new one"))), None);
+            return (Err(NotWoken::new(format!("{dead}; it is pushed to again when it has told a new one"))), None);
         }
         let certificate = match certificate {
             Ok(certificate) => certificate,
-            Err(failure) => return (Err(PushError::new(failure.detail.clone())), Some(failure.clone())),
+            Err(failure) => return (Err(NotWoken::new(failure.detail.clone())), Some(failure.clone())),
         };
         let notification = Notification::new(target.token.clone(), target.push_magic.clone(), uuid::Uuid::new_v4(), self.clock.now());
         let mut outcome = self.apns.push(certificate, &notification).await;
@@ -107,7 +113,7 @@ impl ApplePush {
         judge(&outcome, target)
     }
 
-    async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, PushError>>, StorageError> {
+    async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, NotWoken>>, StorageError> {
         let targets = self.storage.push_targets(tenant, ids).await?;
         let certificates = self.certificates(&targets).await?;
         let mut by_id: HashMap<EnrollmentId, PushTarget> = targets.into_iter().map(|target| (target.id.clone(), target)).collect();
@@ -123,12 +129,13 @@ impl ApplePush {
             .collect();
         let pushing = stream::iter(prepared).map(|(id, ready)| async move {
             let Some((target, certificate)) = ready else {
-                return (id, Err(PushError::new("push data missing for id: it is not enrolled")), None);
+                return (id, Err(NotWoken::new("push data missing for id: it is not enrolled")), None);
             };
-            match tokio::time::timeout_at(deadline, self.push_one(&target, &certificate)).await {
+            let push = self.coalescing.push(&id, self.push_one(&target, &certificate));
+            match tokio::time::timeout_at(deadline, push).await {
                 Ok((result, failure)) => (id, result, failure),
                 Err(_) => {
-                    let error = PushError { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
+                    let error = NotWoken { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
                     (id, Err(error), None)
                 }
             }
@@ -150,18 +157,18 @@ impl ApplePush {
 }
 
 impl Pusher for ApplePush {
-    fn push<'a>(&'a self, tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxFuture<'a, Vec<Result<String, PushError>>> {
+    fn push<'a>(&'a self, tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxFuture<'a, Vec<Result<String, NotWoken>>> {
         Box::pin(async move {
             match self.push_all(tenant, ids).await {
                 Ok(results) => results,
-                Err(error) => ids.iter().map(|_| Err(PushError { reason: error.to_string(), retry_after: Some(SHORT) })).collect(),
+                Err(error) => ids.iter().map(|_| Err(NotWoken { reason: error.to_string(), retry_after: Some(SHORT) })).collect(),
             }
         })
     }
 }
 
 /// What an outcome means for the caller, and what is kept of it.
-fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, PushError>, Option<PushFailure>) {
+fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, NotWoken>, Option<PushFailure>) {
     if let Outcome::Accepted { apns_id } = outcome {
         return (Ok(apns_id.to_string()), None);
     }
@@ -172,7 +179,8 @@ fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, PushError>, 
     };
     let retry_after = match outcome.retry() {
         Some(Retry::After(wait)) => Some(wait),
-        Some(Retry::WithNewToken) if !token_is_dead => Some(SHORT),
+        // About a token that the device has left behind: the one that it told since may do.
+        Some(Retry::WithNewToken) if matches!(outcome, Outcome::Unregistered { .. }) && !token_is_dead => Some(SHORT),
         _ => None,
     };
     let fault = match outcome.fault() {
@@ -183,5 +191,5 @@ fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, PushError>, 
     };
     let reason = outcome.to_string();
     let failure = PushFailure { code: outcome.code().to_owned(), detail: reason.clone(), fault, token_is_dead };
-    (Err(PushError { reason, retry_after }), Some(failure))
+    (Err(NotWoken { reason, retry_after }), Some(failure))
 }

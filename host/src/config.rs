@@ -1,6 +1,7 @@
 //! The configuration: flags before environment variables before the file before defaults, all under the same names.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -169,6 +170,10 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_APNS_ROOTS", value_name = "FILE")]
     pub apns_roots: Option<PathBuf>,
 
+    /// Devices that are woken in a second by what goes on in the background, mass pushes for instance: all of them come [default: 1000]
+    #[arg(long, env = "WASMDM_PUSH_RATE", value_name = "N")]
+    pub push_rate: Option<NonZeroU32>,
+
     /// TOML file with any of these values
     #[arg(long, env = "WASMDM_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -227,6 +232,7 @@ pub struct Config {
     pub re_enroll: ReEnroll,
     pub binding: BindingRules,
     pub apns: ApnsService,
+    pub push_rate: NonZeroU32,
     pub identity_grace: Duration,
     pub max_connections: usize,
     pub log_format: LogFormat,
@@ -239,6 +245,12 @@ pub struct ApnsService {
     pub endpoint: Endpoint,
     pub roots: Roots,
 }
+
+/// What a small server answers at once: each device that is woken asks several times.
+const PUSH_RATE: NonZeroU32 = match NonZeroU32::new(1000) {
+    Some(rate) => rate,
+    None => NonZeroU32::MIN,
+};
 
 /// Days; an authority that issues for longer than a decade needs no grace.
 const LONGEST_GRACE: u32 = 3650;
@@ -349,6 +361,7 @@ impl ServeOptions {
                 Some(ReEnrollRule::Policy) => ReEnroll::Policy,
             },
             binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro },
+            push_rate: options.push_rate.unwrap_or(PUSH_RATE),
             apns: ApnsService {
                 endpoint: match &options.apns_endpoint {
                     Some(text) => Endpoint::parse(text).map_err(|error| anyhow::anyhow!("apns-{error}"))?,
@@ -409,6 +422,7 @@ impl ServeOptions {
             retro: self.retro || file.retro,
             apns_endpoint: self.apns_endpoint.or(file.apns_endpoint),
             apns_roots: self.apns_roots.or(file.apns_roots),
+            push_rate: self.push_rate.or(file.push_rate),
             identity_grace: self.identity_grace.or(file.identity_grace),
             dump: self.dump.or(file.dump),
             config: self.config,

@@ -12,8 +12,10 @@ pub mod listener;
 pub mod migration;
 pub mod plugins;
 pub mod problem;
+pub mod pushes;
 pub mod v1;
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use axum::Router;
@@ -43,6 +45,8 @@ pub struct App {
     pub storage: Storage,
     pub clock: Arc<dyn Clock>,
     pub pusher: Arc<dyn Pusher>,
+    /// Devices that are woken in a second, by what goes on in the background.
+    pub push_rate: NonZeroU32,
     pub plugins: Arc<PluginHost>,
     pub device_paths: DevicePaths,
     /// `None`: no authority is configured, devices are answered 503.
@@ -57,6 +61,7 @@ pub struct App {
     pub takes_migrations: bool,
     pub budget: BodyBudget,
     pub metrics: PrometheusHandle,
+    pub push_failures: health::PushFailures,
 }
 
 /// The whole server as a router.
@@ -88,6 +93,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/plugins/reload", post(plugins::reload_all))
         .route("/api/v1/plugins/{name}", get(plugins::show))
         .route("/api/v1/plugins/{name}/reload", post(plugins::reload))
+        .route("/api/v1/pushes", get(pushes::list).post(pushes::create))
+        .route("/api/v1/pushes/{id}", get(pushes::show))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::bearer_or_basic));
     let open = Router::new()
         .route("/version", any(v1::version))

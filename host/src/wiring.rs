@@ -150,6 +150,7 @@ impl RunningServer {
             storage: storage.clone(),
             clock: Arc::clone(&clock),
             pusher: Arc::clone(&pusher),
+            push_rate: config.push_rate,
             plugins: Arc::clone(&plugins),
             device_paths: config.device_paths,
             identity,
@@ -160,6 +161,7 @@ impl RunningServer {
             takes_migrations: config.takes_migrations,
             budget: BodyBudget::new(tracker.clone()),
             metrics: metrics.clone(),
+            push_failures: http::health::PushFailures::default(),
         });
         let webhooks = Webhooks::new(&config.webhooks)?;
         webhooks.subscribe(&storage, &config.webhooks, clock.now()).await.context("webhook-url")?;
@@ -173,7 +175,8 @@ impl RunningServer {
             Arc::new(jitter),
         );
         tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
-        tracker.spawn(Waker::new(storage.clone(), Arc::clone(&clock), pusher).run(shutdown.clone()));
+        let waker = Waker::new(storage.clone(), Arc::clone(&clock), pusher, config.push_rate);
+        tracker.spawn(waker.run(tracker.clone(), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
         let bounds = Bounds::of(config.max_connections);

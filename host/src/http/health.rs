@@ -1,13 +1,35 @@
 //! `/healthz`, `/readyz`, `/metrics`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use parking_lot::Mutex;
 
 use super::{App, problem};
 use crate::config::DevicePaths;
+
+/// The reasons that the metric has shown: one that is over must be seen to be.
+#[derive(Debug, Default)]
+pub struct PushFailures {
+    codes: Mutex<BTreeSet<String>>,
+}
+
+impl PushFailures {
+    fn tell(&self, counts: Vec<(String, u32)>) {
+        let mut codes = self.codes.lock();
+        let counts: BTreeMap<String, u32> = counts.into_iter().collect();
+        for code in codes.iter().filter(|code| !counts.contains_key(*code)) {
+            metrics::gauge!("wasmdm_push_failing", "code" => code.clone()).set(0.0);
+        }
+        for (code, count) in &counts {
+            metrics::gauge!("wasmdm_push_failing", "code" => code.clone()).set(f64::from(*count));
+        }
+        codes.extend(counts.into_keys());
+    }
+}
 
 /// The process lives.
 pub async fn alive() -> Response {
@@ -43,9 +65,7 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         }
     }
     if let Ok(counts) = app.storage.count_failing_pushes().await {
-        for (code, count) in counts {
-            metrics::gauge!("wasmdm_push_failing", "code" => code).set(f64::from(count));
-        }
+        app.push_failures.tell(counts);
     }
     app.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], app.metrics.render()).into_response()

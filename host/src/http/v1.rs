@@ -21,10 +21,13 @@ use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
 
 use super::authorization::Caller;
 use super::body::{self, COMMAND_LIMIT};
+use super::pushes::{self, Begun, IDS};
 use super::{App, problem};
 
-/// Ids of one call.
-const IDS: usize = 100_000;
+/// From more on a push goes on in the background: nobody waits for it.
+const AT_ONCE: usize = 1000;
+/// As the pusher says it.
+const NOT_ENROLLED: &str = "push data missing for id: it is not enrolled";
 /// A certificate and a key.
 const PUSH_CERTIFICATE_LIMIT: usize = 64 << 10;
 
@@ -37,6 +40,9 @@ struct ApiResult {
     no_push: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     push_error: Option<String>,
+    /// Not in NanoMDM: the push goes on, and `/api/v1/pushes/{push_id}` tells how far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    push_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     command_error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +103,7 @@ pub async fn enqueue(
             let problem = "the body is empty and nopush is set: there is nothing to do".to_owned();
             return json(StatusCode::BAD_REQUEST, &ApiResult { no_push, command_error: Some(problem), ..ApiResult::default() });
         }
-        return push_to(&app, &ids).await;
+        return push_to(&app, caller, ids).await;
     }
     let command = match Command::parse(held.bytes.clone()) {
         Ok(command) => command,
@@ -139,7 +145,7 @@ pub async fn enqueue(
     info!(command.uuid = command.uuid, command.request_type = command.request_type, targets = reachable.len(), "Command {} queued", command.uuid);
     let mut push_failed = false;
     if !no_push && !reachable.is_empty() {
-        push_failed = push_into(&app, &reachable, &mut result.status).await > 0;
+        push_failed = push_into(&app, caller, &reachable, &mut result).await > 0;
     }
     let status = if reachable.is_empty() {
         StatusCode::INTERNAL_SERVER_ERROR
@@ -152,28 +158,48 @@ pub async fn enqueue(
 }
 
 /// Wakes each id.
-pub async fn push(State(app): State<Arc<App>>, Path(ids): Path<String>, body: Body) -> Response {
+pub async fn push(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>, Path(ids): Path<String>, body: Body) -> Response {
     app.budget.drain(body);
     match targets(&ids) {
-        Ok(ids) => push_to(&app, &ids).await,
+        Ok(ids) => push_to(&app, caller, ids).await,
         Err(problem) => json(StatusCode::BAD_REQUEST, &ApiResult { push_error: Some(problem), ..ApiResult::default() }),
     }
 }
 
-async fn push_to(app: &App, ids: &[EnrollmentId]) -> Response {
+async fn push_to(app: &App, caller: Caller, ids: Vec<EnrollmentId>) -> Response {
     let mut result = ApiResult::default();
-    let failed = push_into(app, ids, &mut result.status).await;
+    let failed = push_into(app, caller, &ids, &mut result).await;
     let status = match failed {
+        _ if result.push_error.is_some() => StatusCode::SERVICE_UNAVAILABLE,
         0 => StatusCode::OK,
         failed if failed == ids.len() => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::MULTI_STATUS,
     };
-    json(status, &result)
+    match &result.push_id {
+        Some(push_id) => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
+        None => json(status, &result),
+    }
 }
 
-/// Writes each id's result; answers how many failed.
-async fn push_into(app: &App, ids: &[EnrollmentId], status: &mut BTreeMap<String, IdResult>) -> usize {
+/// Writes each id's result, or by which id they can be asked after; answers how many failed.
+async fn push_into(app: &App, caller: Caller, ids: &[EnrollmentId], result: &mut ApiResult) -> usize {
+    if ids.len() > AT_ONCE {
+        return match pushes::begin(app, caller, ids.to_vec()).await {
+            Ok(Begun { id, not_enrolled }) => {
+                result.push_id = Some(id);
+                for id in &not_enrolled {
+                    result.status.entry(id.to_string()).or_default().push_error = Some(NOT_ENROLLED.to_owned());
+                }
+                not_enrolled.len()
+            }
+            Err(error) => {
+                result.push_error = Some(error.to_string());
+                ids.len()
+            }
+        };
+    }
     let results = wake(&app.storage, &*app.clock, &*app.pusher, &TenantId::default(), ids).await;
+    let status = &mut result.status;
     let mut failed = 0;
     for (id, result) in ids.iter().zip(results) {
         let entry = status.entry(id.to_string()).or_default();

@@ -20,6 +20,7 @@ mod hostile_input;
 mod identities;
 mod in_process;
 mod kill;
+mod mass_push;
 mod migration;
 mod misbehaving_plugins;
 mod nanomdm;

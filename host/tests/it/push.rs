@@ -13,7 +13,7 @@ use crate::api::{call_at, enqueue_at, enqueue_with, json};
 use crate::in_process::Server;
 
 /// A server whose pushes go to the fake, with a certificate for the authority's devices.
-async fn server(authority: &Authority, apns: &FakeApns, home: &Path) -> Server {
+pub(crate) async fn server(authority: &Authority, apns: &FakeApns, home: &Path) -> Server {
     let roots = home.join("apns.pem");
     std::fs::write(&roots, apns.root_pem()).unwrap();
     let options = ServeOptions { apns_endpoint: Some(apns.endpoint()), apns_roots: Some(roots), ..ServeOptions::default() };
@@ -23,13 +23,17 @@ async fn server(authority: &Authority, apns: &FakeApns, home: &Path) -> Server {
 }
 
 async fn store_certificate(server: &Server, authority: &Authority, apns: &FakeApns) {
+    store_certificate_at(&server.url(), authority, apns).await;
+}
+
+pub(crate) async fn store_certificate_at(url: &str, authority: &Authority, apns: &FakeApns) {
     let certificate = apns.authority().issue(authority.topic()).unwrap();
     let body = format!("{}{}", certificate.certificate_pem, certificate.private_key_pem);
-    let answer = call_at(&server.url(), Method::PUT, "/v1/pushcert", body).await;
+    let answer = call_at(url, Method::PUT, "/v1/pushcert", body).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
 }
 
-async fn enrolled(server: &Server, authority: &Authority, number: u64, behaviour: Behaviour) -> (Device, Connection) {
+pub(crate) async fn enrolled(server: &Server, authority: &Authority, number: u64, behaviour: Behaviour) -> (Device, Connection) {
     let mut device = Device::with_options(authority, number, DeviceOptions { behaviour, ..DeviceOptions::default() }).unwrap();
     let mut connection = Connection::to(&server.url()).unwrap();
     device.enroll(&mut connection).await.unwrap();

@@ -49,6 +49,7 @@ pub mod log;
 #[cfg(not(target_family = "wasm"))]
 pub mod mock;
 pub mod plist;
+pub mod push;
 pub mod return_to_service;
 pub mod runtime;
 pub mod timers;

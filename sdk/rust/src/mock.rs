@@ -129,6 +129,7 @@ struct Effects {
     statuses: BTreeMap<(String, String), CommandStatus>,
     next_uuid: u64,
     timers: BTreeMap<(String, Option<String>), Timer>,
+    woken: Vec<String>,
 }
 
 type Respond = Rc<dyn Fn(&Request) -> Result<Response, Failure>>;
@@ -321,6 +322,11 @@ impl Host {
     /// Sets what the host answers about a command.
     pub fn set_command_status(&self, id: &str, status: CommandStatus) {
         with(|state| state.effects.statuses.insert((id.to_owned(), status.uuid.clone()), status));
+    }
+
+    /// Whom the plugin has woken, in order.
+    pub fn woken(&self) -> Vec<String> {
+        with(|state| state.effects.woken.clone())
     }
 
     /// The timers that are set, in the order of their names.

@@ -11,6 +11,7 @@ mod enrollments;
 mod http;
 mod kv;
 mod plist;
+mod push;
 mod runtime;
 mod timers;
 

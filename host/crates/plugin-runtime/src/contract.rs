@@ -14,6 +14,7 @@ use wasmdm_service::token_source::ServiceToken;
 use wasmdm_service::user_authentication::UserVerdict;
 use wasmdm_storage::commands::CommandStatus;
 use wasmdm_storage::events::{EnrollmentRecord, Event};
+use wasmdm_storage::push_failures::FailingPush;
 
 use crate::bindings::wasmdm::plugin::types as wit;
 use crate::call::{Decision, Failure};
@@ -73,6 +74,18 @@ pub(crate) fn enrollment(record: &EnrollmentRecord) -> wit::Enrollment {
         topic: record.topic.clone(),
         facts: record.facts.to_string(),
     }
+}
+
+/// Why a channel cannot be woken: a fact of its enrollment.
+pub(crate) fn push_failure(failing: &FailingPush) -> Value {
+    json!({
+        "code": failing.code,
+        "detail": failing.detail,
+        "token_is_dead": failing.token_is_dead,
+        "failures": failing.failures,
+        "first_at": failing.first_at,
+        "last_at": failing.last_at,
+    })
 }
 
 /// Who waits for an answer.

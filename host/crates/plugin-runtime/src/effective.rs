@@ -114,6 +114,7 @@ pub struct Capabilities {
     pub http: Option<HttpGrant>,
     pub enrollments: EnrollmentsGrant,
     pub commands: CommandsGrant,
+    pub push: bool,
     pub timers: bool,
 }
 

@@ -1,78 +1,119 @@
-//! Wakes channels whose time has come: pushes that were promised before a restart, deferred commands, devices that owe a visit.
+//! Wakes channels whose time has come: pushes that were promised before a restart, deferred commands, devices that owe a visit, mass pushes,
+//! and what plugins ask for.
 //!
-//! Whoever queues a command pushes at once and by itself; this is the slow hand behind it, off the way of devices. When the next push is due
-//! is the storage's rule (`wasmdm_storage::wakes`).
+//! Whoever queues a command pushes at once and by itself; this is the slow hand behind it, off the way of devices, which goes no faster than
+//! it is told to: every device that is woken comes and asks. When the next push is due is the storage's rule (`wasmdm_storage::wakes`).
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_storage::wakes::Wake;
 use wasmdm_storage::{Storage, StorageError};
 
 use crate::clock::Clock;
 use crate::pusher::{Pusher, wake};
 
-/// Taken at once: what one push of many takes a moment for.
-const AT_ONCE: u32 = 500;
 /// How often the database is looked at; one read by an index.
 const LOOK: Duration = Duration::from_secs(1);
+/// Looks in a second while there is something to do; each takes its share of the pace.
+const BEATS: u32 = 10;
+/// What was taken together is pushed together. So much of it may be under way: a push service that is slow holds each for a while.
+const UNDER_WAY: usize = 20;
 
 /// The task that looks and pushes.
 pub struct Waker {
     storage: Storage,
     clock: Arc<dyn Clock>,
     pusher: Arc<dyn Pusher>,
+    /// Taken in one beat.
+    at_once: u32,
 }
 
 impl fmt::Debug for Waker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Waker").finish_non_exhaustive()
+        f.debug_struct("Waker").field("at_once", &self.at_once).finish_non_exhaustive()
     }
 }
 
 impl Waker {
-    /// A task over `storage` that wakes by `pusher`.
-    pub fn new(storage: Storage, clock: Arc<dyn Clock>, pusher: Arc<dyn Pusher>) -> Self {
-        Self { storage, clock, pusher }
+    /// A task over `storage` that wakes by `pusher`, so many channels in a second at most (rounded up to tens).
+    pub fn new(storage: Storage, clock: Arc<dyn Clock>, pusher: Arc<dyn Pusher>, per_second: NonZeroU32) -> Self {
+        Self { storage, clock, pusher, at_once: per_second.get().div_ceil(BEATS) }
     }
 
-    /// Until `shutdown`.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// Until `shutdown`; what has begun ends on `tracker`.
+    pub async fn run(self, tracker: TaskTracker, shutdown: CancellationToken) {
+        let waker = Arc::new(self);
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY));
+        let changed = waker.storage.wakes_changed();
         loop {
-            match self.wake_due().await {
-                // There may be more.
-                Ok(woken) if woken >= usize::try_from(AT_ONCE).unwrap_or(usize::MAX) => continue,
-                Ok(_) => {}
-                Err(error) => warn!("Devices that are to be woken could not be looked for: {error}"),
+            // Listen before looking, or a commit in between would be missed.
+            let announced = changed.notified();
+            tokio::pin!(announced);
+            announced.as_mut().enable();
+            let permit = tokio::select! {
+                permit = Arc::clone(&under_way).acquire_owned() => permit,
+                () = shutdown.cancelled() => return,
+            };
+            let Ok(permit) = permit else { return };
+            let taken = match waker.storage.take_due_wakes(waker.at_once, waker.clock.now()).await {
+                Ok(taken) => taken,
+                Err(error) => {
+                    warn!("Devices that are to be woken could not be looked for: {error}");
+                    Vec::new()
+                }
+            };
+            if taken.is_empty() {
+                drop(permit);
+                tokio::select! {
+                    () = announced => {}
+                    () = waker.clock.sleep_until(waker.clock.now().plus(LOOK)) => {}
+                    () = shutdown.cancelled() => return,
+                }
+                continue;
             }
+            let pushing = Arc::clone(&waker);
+            tracker.spawn(async move {
+                pushing.wake(taken).await;
+                drop(permit);
+            });
+            // The pace is that of the devices that come, whatever the clock says.
             tokio::select! {
-                () = self.clock.sleep_until(self.clock.now().plus(LOOK)) => {}
+                () = tokio::time::sleep(Duration::from_secs(1) / BEATS) => {}
                 () = shutdown.cancelled() => return,
             }
         }
     }
 
-    /// Wakes who is due now; answers how many were taken.
+    /// Wakes who is due now, as many as in one beat; answers how many.
     pub async fn wake_due(&self) -> Result<usize, StorageError> {
-        let mut taken: BTreeMap<TenantId, Vec<EnrollmentId>> = BTreeMap::new();
-        for wake in self.storage.take_due_wakes(AT_ONCE, self.clock.now()).await? {
-            taken.entry(wake.tenant).or_default().push(wake.enrollment);
+        let taken = self.storage.take_due_wakes(self.at_once, self.clock.now()).await?;
+        let count = taken.len();
+        self.wake(taken).await;
+        Ok(count)
+    }
+
+    async fn wake(&self, taken: Vec<Wake>) {
+        metrics::counter!("wasmdm_wakes_total").increment(u64::try_from(taken.len()).unwrap_or(u64::MAX));
+        let mut by_tenant: BTreeMap<TenantId, Vec<EnrollmentId>> = BTreeMap::new();
+        for wake in taken {
+            by_tenant.entry(wake.tenant).or_default().push(wake.enrollment);
         }
-        let mut count = 0;
-        for (tenant, ids) in taken {
-            count += ids.len();
+        for (tenant, ids) in by_tenant {
             let results = wake(&self.storage, &*self.clock, &*self.pusher, &tenant, &ids).await;
             for (id, result) in ids.iter().zip(&results) {
                 if let Err(error) = result {
                     debug!(enrollment.id = %id, "Enrollment {id} could not be woken: {error}");
                 }
             }
-            metrics::counter!("wasmdm_wakes_total").increment(u64::try_from(ids.len()).unwrap_or(u64::MAX));
         }
-        Ok(count)
     }
 }

@@ -239,6 +239,12 @@ pub const INVARIANTS: &[Invariant] = &[
         violations: "SELECT subscriber, interface, partition_key, lease_owner FROM partitions WHERE lease_owner IS NOT NULL AND ready_at IS NULL",
     },
     Invariant {
+        name: "mass-push-target",
+        sentence: "a target of a mass push that waits has a wake that was asked for",
+        violations: "SELECT t.mass_push_id, t.enrollment_id FROM mass_push_targets t \
+            LEFT JOIN wakes w ON w.enrollment_id = t.enrollment_id AND w.asked = 1 WHERE t.state = 'waiting' AND w.enrollment_id IS NULL",
+    },
+    Invariant {
         name: "key-value-size",
         sentence: "a plugin's pair counts as many bytes as its key and value have",
         violations: "SELECT tenant_id, plugin, item_key, size FROM plugin_key_values \

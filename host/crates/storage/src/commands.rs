@@ -621,7 +621,7 @@ async fn next(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, offer: Offer, n
         return Ok(Next::Later);
     }
     tx.after_commit(Change::Pending(id.clone(), false));
-    wakes::not_needed(tx, id).await?;
+    wakes::not_needed(tx, id, now).await?;
     Ok(Next::Nothing)
 }
 
@@ -828,7 +828,7 @@ pub(crate) async fn clear_queue(tx: &mut Tx, tenant: &TenantId, device: &Enrollm
     if rows.is_empty() {
         return Ok(());
     }
-    wakes::device_begins_anew(tx, device).await?;
+    wakes::device_begins_anew(tx, device, now).await?;
     tx.run(FINISH_ALL_OF_DEVICE, args![now.as_millis(), now.as_millis(), device.as_str(), device.as_str()]).await?;
     for row in &rows {
         let row = Row::of(row)?;

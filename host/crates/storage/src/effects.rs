@@ -9,7 +9,7 @@ use crate::events::Cause;
 use crate::plugin_key_values::{DELETE_PAIR, add_usage, clear_expired, size, usage};
 use crate::sql::{Columns, args};
 use crate::writer::Tx;
-use crate::{StorageError, millis, sealed, timers};
+use crate::{StorageError, millis, sealed, timers, wakes};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::fmt;
@@ -82,6 +82,8 @@ pub struct PluginEffects {
     pub releases: Vec<EnrollmentId>,
     /// In order.
     pub timers: Vec<TimerChange>,
+    /// Whom to wake, whether or not a command waits.
+    pub pushes: Vec<EnrollmentId>,
 }
 
 /// A key-value that is put or removed.
@@ -228,7 +230,7 @@ async fn reject(tx: &mut Tx, effects: &PluginEffects, now: Timestamp) -> Result<
         TimerChange::Set { who, .. } => who.as_ref(),
         TimerChange::Cancel { .. } => None,
     });
-    for target in targets.chain(timers) {
+    for target in targets.chain(timers).chain(&effects.pushes) {
         if !is_known(tx, &effects.tenant, target).await? {
             return rejected(format!("enrollment {target} is unknown"));
         }
@@ -335,6 +337,9 @@ pub(crate) async fn apply(tx: &mut Tx, effects: &PluginEffects, cause: &Cause, c
     }
     for timer in &effects.timers {
         timers::change(tx, tenant, plugin, timer, completing, now).await?;
+    }
+    for id in &effects.pushes {
+        wakes::asked(tx, tenant, id, now).await?;
     }
     Ok(())
 }

@@ -679,7 +679,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     }
     tx.run(DISABLE, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
-    wakes::device_begins_anew(tx, id).await?;
+    wakes::device_begins_anew(tx, id, now).await?;
     store_message(tx, tenant, id, "CheckOut", raw, now).await?;
     tx.after_commit(Change::Seen(id.clone(), now));
     let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));

@@ -16,6 +16,7 @@ pub mod error;
 pub mod events;
 pub mod fingerprint;
 pub mod keyring;
+pub mod mass_pushes;
 pub mod migration;
 pub mod outbox;
 pub mod plugin_key_values;
@@ -127,6 +128,7 @@ impl Storage {
         let mut db = Db::new(writer.connection(), dialect, &keyring);
         let is_sealed = !sealing::begin(&mut db, options.now).await?;
         outbox::free_leases(&mut db, options.now).await?;
+        wakes::free_taken(&mut db, options.now).await?;
         rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
         let stopping = Arc::new(Notify::new());
@@ -302,7 +304,8 @@ async fn rebuild(db: &mut Db<'_>, memory: &Memory) -> Result<(), StorageError> {
         changes.push(memory::Change::Pending(EnrollmentId::new(row.text(0)?), true));
     }
     for row in db.all(wakes::SELECT_ALL, args![]).await? {
-        changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), true));
+        let state = if row.flag(1)? { memory::WakeState::Asked } else { memory::WakeState::Waits };
+        changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), state));
     }
     for row in db.all(push_failures::SELECT_ALL, args![]).await? {
         changes.push(memory::Change::PushFailing(EnrollmentId::new(row.text(0)?), true));

@@ -53,6 +53,11 @@ impl Storage {
             })
             .await?;
         }
+        for _ in 0..STEPS {
+            if !self.clear_mass_pushes(now).await? {
+                break;
+            }
+        }
         Ok(())
     }
 }

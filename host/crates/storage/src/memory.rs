@@ -18,8 +18,8 @@ const BINDINGS: usize = 50_000;
 pub(crate) enum Change {
     /// The enrollment has open commands now, or none.
     Pending(EnrollmentId, bool),
-    /// The enrollment has a row among the wakes now, or none.
-    Wake(EnrollmentId, bool),
+    /// What the wakes say of the enrollment now.
+    Wake(EnrollmentId, WakeState),
     /// The enrollment's last push failed, or did not.
     PushFailing(EnrollmentId, bool),
     Binding([u8; 32], Binding),
@@ -31,10 +31,24 @@ pub(crate) enum Change {
     Seen(EnrollmentId, Timestamp),
 }
 
+/// What became of an enrollment's row among the wakes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WakeState {
+    /// It is there; whether it was asked for is as before.
+    Waits,
+    /// Somebody asked for a push.
+    Asked,
+    /// That push was made.
+    Answered,
+    /// There is none.
+    Gone,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pending: Mutex<HashSet<EnrollmentId>>,
-    wakes: Mutex<HashSet<EnrollmentId>>,
+    /// Whether each was asked for.
+    wakes: Mutex<HashMap<EnrollmentId, bool>>,
     push_failing: Mutex<HashSet<EnrollmentId>>,
     bindings: Mutex<BindingCache>,
     subscriptions: RwLock<HashMap<TenantId, Vec<Subscribed>>>,
@@ -42,6 +56,7 @@ pub(crate) struct Memory {
     /// Held by the flush that runs.
     pub(crate) flush: tokio::sync::Mutex<()>,
     pub(crate) outbox: Arc<Notify>,
+    pub(crate) wakes_due: Arc<Notify>,
 }
 
 /// One line of the subscriptions.
@@ -60,7 +75,7 @@ struct LastSeen {
 
 impl Memory {
     pub(crate) fn apply(&self, changes: impl Iterator<Item = Change>) {
-        let mut outbox = false;
+        let (mut outbox, mut wakes_due) = (false, false);
         for change in changes {
             match change {
                 Change::Pending(id, true) => {
@@ -69,11 +84,18 @@ impl Memory {
                 Change::Pending(id, false) => {
                     self.pending.lock().remove(&id);
                 }
-                Change::Wake(id, true) => {
-                    self.wakes.lock().insert(id);
-                }
-                Change::Wake(id, false) => {
+                Change::Wake(id, WakeState::Gone) => {
                     self.wakes.lock().remove(&id);
+                }
+                Change::Wake(id, state) => {
+                    let mut wakes = self.wakes.lock();
+                    let asked = wakes.entry(id).or_insert(false);
+                    match state {
+                        WakeState::Asked => *asked = true,
+                        WakeState::Answered => *asked = false,
+                        WakeState::Waits | WakeState::Gone => {}
+                    }
+                    wakes_due |= state == WakeState::Asked;
                 }
                 Change::PushFailing(id, true) => {
                     self.push_failing.lock().insert(id);
@@ -93,6 +115,9 @@ impl Memory {
             self.outbox.notify_waiters();
             self.outbox.notify_one();
         }
+        if wakes_due {
+            self.wakes_due.notify_one();
+        }
     }
 
     pub(crate) fn is_pending(&self, id: &EnrollmentId) -> bool {
@@ -100,7 +125,12 @@ impl Memory {
     }
 
     pub(crate) fn has_wake(&self, id: &EnrollmentId) -> bool {
-        self.wakes.lock().contains(id)
+        self.wake(id).is_some()
+    }
+
+    /// Whether the enrollment's wake was asked for, if it has one.
+    pub(crate) fn wake(&self, id: &EnrollmentId) -> Option<bool> {
+        self.wakes.lock().get(id).copied()
     }
 
     pub(crate) fn is_push_failing(&self, id: &EnrollmentId) -> bool {

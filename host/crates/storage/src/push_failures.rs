@@ -95,8 +95,11 @@ impl Storage {
         Ok(())
     }
 
-    /// Why the channel's last push failed, if it did.
+    /// Why the channel's last push failed, if it did. Costs nothing otherwise.
     pub async fn failing_push(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Option<FailingPush>, StorageError> {
+        if !self.inner.memory.is_push_failing(id) {
+            return Ok(None);
+        }
         let Some(row) = self.read_one(SELECT_OF, args![id.as_str(), tenant.as_str()]).await? else { return Ok(None) };
         Ok(Some(FailingPush {
             id: EnrollmentId::new(row.text(0)?),

@@ -1,7 +1,7 @@
 //! The statements of the hot path find their rows by an index, however large the tables are.
 
 use crate::sql::args;
-use crate::{OpenOptions, Storage, certificate_bindings, commands, maintenance, outbox, timers, wakes};
+use crate::{OpenOptions, Storage, certificate_bindings, commands, maintenance, mass_pushes, outbox, timers, wakes};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use wasmdm_protocol::time::Timestamp;
 
@@ -13,6 +13,7 @@ const HOT: &[(&str, &str)] = &[
     (commands::HAS_OPEN, "command_queue_open"),
     (commands::HAS_DEFERRED, "command_queue_open"),
     (wakes::SELECT_DUE, "wakes_due"),
+    (mass_pushes::CLOSE, "mass_push_targets_waiting"),
     (commands::SELECT_QUEUED, "command_queue_command"),
     (commands::SELECT_SENT_TO, "command_queue_by_command"),
     (commands::SELECT_EXPIRED, "command_queue_expiring"),
@@ -36,6 +37,7 @@ const HOT: &[(&str, &str)] = &[
     // clearing away
     (maintenance::SELECT_OLD, "deliveries_finished"),
     (maintenance::SELECT_EXPIRED_PAIR, "plugin_key_values_expiring"),
+    (mass_pushes::SELECT_OLD, "mass_pushes_created"),
 ];
 
 /// Without an index for queue and certificates (PostgreSQL) every poll read all rows; in memory and in files every Authenticate read all keys.

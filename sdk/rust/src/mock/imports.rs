@@ -403,6 +403,30 @@ pub(crate) mod crypto {
     }
 }
 
+pub(crate) mod push {
+    use super::{admit, with};
+    use crate::Failure;
+
+    const MAX_PUSHES: usize = 100;
+
+    pub(crate) fn notify(targets: &[String]) -> Result<(), Failure> {
+        with(|state| {
+            admit(state, "push")?;
+            if targets.is_empty() {
+                return Err(Failure::invalid("targets: nobody"));
+            }
+            if targets.len() > MAX_PUSHES {
+                return Err(Failure::new("quota", "too many pushes"));
+            }
+            if let Some(unknown) = targets.iter().find(|target| !state.effects.enrollments.contains_key(*target)) {
+                return Err(Failure::new("not-found", format!("there is no enrollment {unknown}")));
+            }
+            state.effects.woken.extend_from_slice(targets);
+            Ok(())
+        })
+    }
+}
+
 pub(crate) mod timers {
     use super::{admit, with};
     use crate::Failure;

@@ -35,6 +35,7 @@ pub(crate) struct Buffer {
     pub(crate) tags: Vec<TagChange>,
     pub(crate) releases: Vec<EnrollmentId>,
     pub(crate) timers: Vec<TimerChange>,
+    pub(crate) pushes: BTreeSet<EnrollmentId>,
 }
 
 impl Buffer {
@@ -46,6 +47,7 @@ impl Buffer {
             && self.tags.is_empty()
             && self.releases.is_empty()
             && self.timers.is_empty()
+            && self.pushes.is_empty()
     }
 
     pub(crate) fn write(&mut self, key: &str, value: Option<Bytes>, expires_at: Option<wasmdm_protocol::time::Timestamp>) -> String {
@@ -94,6 +96,7 @@ impl State {
             tags: buffer.tags,
             releases: buffer.releases,
             timers: buffer.timers,
+            pushes: buffer.pushes.into_iter().collect(),
         })
     }
 

@@ -39,14 +39,33 @@ impl State {
         record
     }
 
+    /// As the plugin is told, with why the last push failed if it did. Whoever can be woken costs no look at the database.
+    async fn told(&self, mut record: EnrollmentRecord) -> Result<wit::Enrollment, Denied> {
+        let storage = self.storage()?;
+        if let Some(failing) = storage.failing_push(&self.tenant, &record.id).await.map_err(|error| unavailable(&error))?
+            && let Value::Object(facts) = &mut record.facts
+        {
+            facts.insert(String::from("push_failure"), contract::push_failure(&failing));
+        }
+        Ok(contract::enrollment(&record))
+    }
+
+    async fn all_told(&self, records: impl Iterator<Item = EnrollmentRecord>) -> Result<Vec<wit::Enrollment>, Denied> {
+        let mut told = Vec::new();
+        for record in records {
+            told.push(self.told(record).await?);
+        }
+        Ok(told)
+    }
+
     fn reads_enrollments(&self) -> Result<(), Denied> {
         if self.settings.capabilities.enrollments.read { Ok(()) } else { Err(not_granted("enrollments `read`")) }
     }
 
     async fn enrollment(&self, id: String) -> Result<Option<wit::Enrollment>, Denied> {
         self.reads_enrollments()?;
-        let found = self.enrollment_of_tenant(&EnrollmentId::new(id)).await?;
-        Ok(found.as_ref().map(contract::enrollment))
+        let Some(found) = self.enrollment_of_tenant(&EnrollmentId::new(id)).await? else { return Ok(None) };
+        Ok(Some(self.told(found).await?))
     }
 
     async fn enrollments_by_serial_number(&self, serial_number: &str) -> Result<Vec<wit::Enrollment>, Denied> {
@@ -54,7 +73,7 @@ impl State {
         let storage = self.storage()?;
         let found = storage.enrollments_by_serial_number(&self.tenant, serial_number).await.map_err(|error| unavailable(&error))?;
         let limit = usize::try_from(MAX_PAGE).unwrap_or(1);
-        Ok(found.into_iter().take(limit).map(|record| contract::enrollment(&self.with_buffered_tags(record))).collect())
+        self.all_told(found.into_iter().take(limit).map(|record| self.with_buffered_tags(record))).await
     }
 
     async fn query_enrollments(&self, filter: &str, cursor: Option<String>, limit: u32) -> Result<Page, Denied> {
@@ -69,10 +88,8 @@ impl State {
             .into_iter()
             .map(|record| self.with_buffered_tags(record))
             // A tag that this very call took away no longer matches.
-            .filter(|record| filter.tag.as_ref().is_none_or(|tag| has_tag(record, tag)))
-            .map(|record| contract::enrollment(&record))
-            .collect();
-        Ok(Page { found, cursor })
+            .filter(|record| filter.tag.as_ref().is_none_or(|tag| has_tag(record, tag)));
+        Ok(Page { found: self.all_told(found).await?, cursor })
     }
 
     async fn change_tags(&mut self, id: String, add: Vec<String>, remove: Vec<String>) -> Result<(), Denied> {

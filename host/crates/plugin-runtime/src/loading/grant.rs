@@ -67,6 +67,7 @@ pub struct Grants {
     pub secrets: BTreeMap<String, SecretSource>,
     pub commands: Vec<CommandRight>,
     pub enrollments: BTreeSet<EnrollmentRight>,
+    pub push: bool,
     pub timers: bool,
 }
 

@@ -114,6 +114,7 @@ pub struct Requests {
     pub secrets: BTreeSet<String>,
     pub commands: Vec<CommandRight>,
     pub enrollments: BTreeSet<EnrollmentRight>,
+    pub push: bool,
     pub timers: bool,
     /// Requests that the plugin can do without: they are refused when used, and do not keep it from loading.
     pub optional: BTreeSet<Request>,
@@ -129,6 +130,7 @@ pub enum Request {
     Secrets,
     Commands,
     Enrollments,
+    Push,
     Timers,
 }
 
@@ -141,6 +143,7 @@ impl Request {
             Self::Secrets => "secrets",
             Self::Commands => "commands",
             Self::Enrollments => "enrollments",
+            Self::Push => "push",
             Self::Timers => "timers",
         }
     }
@@ -596,8 +599,8 @@ impl Requests {
 
 impl From<RequestTable> for Requests {
     fn from(table: RequestTable) -> Self {
-        let RequestTable { kv, http, http_sync, secrets, commands, enrollments, timers, optional, .. } = table;
-        Self { kv, http, http_sync, secrets, commands, enrollments, timers, optional }
+        let RequestTable { kv, http, http_sync, secrets, commands, enrollments, push, timers, optional, .. } = table;
+        Self { kv, http, http_sync, secrets, commands, enrollments, push, timers, optional }
     }
 }
 
@@ -625,6 +628,7 @@ struct RequestTable {
     secrets: BTreeSet<String>,
     commands: Vec<CommandRight>,
     enrollments: BTreeSet<EnrollmentRight>,
+    push: bool,
     timers: bool,
     optional: BTreeSet<Request>,
     #[serde(rename = "runtime")]
@@ -637,8 +641,6 @@ struct RequestTable {
     _plist: Option<AlwaysGranted>,
     #[serde(rename = "crypto")]
     _crypto: Option<AlwaysGranted>,
-    #[serde(rename = "push")]
-    _push: Option<NotOffered>,
     #[serde(rename = "payload")]
     _payload: Option<NotOffered>,
     #[serde(rename = "sensitive")]

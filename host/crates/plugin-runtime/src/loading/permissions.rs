@@ -125,6 +125,7 @@ fn capabilities(
             release: enrollment(EnrollmentRight::Release),
         },
         commands: CommandsGrant { enqueue: enqueue(requests, grants), read: command(CommandRight::Read), cancel: command(CommandRight::Cancel) },
+        push: requests.push && grants.push,
         timers: requests.timers && grants.timers,
     }
 }
@@ -280,6 +281,9 @@ fn missing(manifest: &Manifest, grants: &Grants) -> Vec<String> {
     }
     if required(Request::Enrollments) && !requests.enrollments.is_subset(&grants.enrollments) {
         lines.push(format!("enrollments = [{}]", quoted(requests.enrollments.iter().map(|right| right.as_str().to_owned()))));
+    }
+    if requests.push && !grants.push && required(Request::Push) {
+        lines.push("push = true".to_owned());
     }
     if requests.timers && !grants.timers && required(Request::Timers) {
         lines.push("timers = true".to_owned());

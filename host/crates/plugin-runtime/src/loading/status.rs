@@ -150,7 +150,7 @@ fn rfc3339<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::O
 
 /// Capabilities for a person, in the words of the grant file.
 pub(super) fn grants_of(effective: &Effective) -> Value {
-    let Capabilities { kv, http, enrollments, commands, timers } = &effective.settings.capabilities;
+    let Capabilities { kv, http, enrollments, commands, push, timers } = &effective.settings.capabilities;
     let mut grants = serde_json::Map::new();
     if let Some(kv) = kv {
         grants.insert("kv".to_owned(), json!({ "bytes": kv.bytes, "keys": kv.keys }));
@@ -174,6 +174,9 @@ pub(super) fn grants_of(effective: &Effective) -> Value {
     rights.extend(commands.cancel.then(|| "cancel".to_owned()));
     if !rights.is_empty() {
         grants.insert("commands".to_owned(), json!(rights));
+    }
+    if *push {
+        grants.insert("push".to_owned(), json!(true));
     }
     if *timers {
         grants.insert("timers".to_owned(), json!(true));

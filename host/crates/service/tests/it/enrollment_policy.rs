@@ -22,6 +22,7 @@ fn effects(reads: Vec<(String, Option<String>)>) -> DecisionEffects {
         tags: Vec::new(),
         releases: Vec::new(),
         timers: Vec::new(),
+        pushes: vec![],
     };
     DecisionEffects { effects, required: true }
 }

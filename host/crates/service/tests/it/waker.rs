@@ -1,5 +1,6 @@
 //! Pushes whose time has come.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,14 @@ use wasmdm_service::clock::Clock as _;
 use wasmdm_service::waker::Waker;
 use wasmdm_simulator::Device;
 use wasmdm_storage::commands::{CommandOptions, Enqueue};
+use wasmdm_storage::mass_pushes::NewMassPush;
 use wasmdm_testkit::push::RecordingPusher;
 
 use crate::stage::Stage;
+
+fn waker(stage: &Stage, pusher: &RecordingPusher) -> Waker {
+    Waker::new(stage.storage.clone(), Arc::new(stage.clock.clone()), Arc::new(pusher.clone()), NonZeroU32::new(50).unwrap())
+}
 
 async fn queue(stage: &Stage, device: &Device, uuid: &str) {
     let document = format!(
@@ -39,7 +45,7 @@ async fn a_device_that_owes_a_visit_is_woken_until_it_comes() {
     stage.enroll(&device).await;
     queue(&stage, &device, "C1").await;
     let pusher = RecordingPusher::default();
-    let waker = Waker::new(stage.storage.clone(), Arc::new(stage.clock.clone()), Arc::new(pusher.clone()));
+    let waker = waker(&stage, &pusher);
     assert_eq!(waker.wake_due().await.unwrap(), 0, "whoever queued it wakes it at once");
     let mut woken_at = Vec::new();
     let began = stage.clock.now();
@@ -70,13 +76,72 @@ async fn the_task_wakes_by_itself_and_ends_when_told() {
     let pusher = RecordingPusher::default();
     let shutdown = CancellationToken::new();
     let tracker = TaskTracker::new();
-    let waker = Waker::new(stage.storage.clone(), Arc::new(stage.clock.clone()), Arc::new(pusher.clone()));
-    let running = tracker.spawn(waker.run(shutdown.clone()));
+    let waker = waker(&stage, &pusher);
+    let running = tracker.spawn(waker.run(tracker.clone(), shutdown.clone()));
     while pusher.woken().is_empty() {
         stage.clock.advance(Duration::from_secs(1));
         tokio::task::yield_now().await;
     }
     assert_eq!(pusher.woken(), [EnrollmentId::new(device.id())]);
+    shutdown.cancel();
+    running.await.unwrap();
+}
+
+/// Edge case 53. However many are due, the server is not asked by all of them at once.
+#[tokio::test]
+async fn who_is_due_is_woken_at_the_pace_that_was_given_and_nobody_is_forgotten() {
+    let stage = Stage::new().await;
+    let mut ids = Vec::new();
+    for number in 0..12 {
+        let device = stage.device(number);
+        stage.enroll(&device).await;
+        ids.push(EnrollmentId::new(device.id()));
+    }
+    let push = NewMassPush {
+        id: "M".to_owned(),
+        tenant: TenantId::default(),
+        origin: "api:test".to_owned(),
+        targets: ids.clone(),
+        per_second: 1_000_000,
+        now: stage.clock.now(),
+    };
+    stage.storage.begin_mass_push(push).await.unwrap();
+    let pusher = RecordingPusher::default();
+    let waker = waker(&stage, &pusher);
+    let mut beats = Vec::new();
+    while let count @ 1.. = waker.wake_due().await.unwrap() {
+        beats.push(count);
+    }
+    assert_eq!(beats, [5, 5, 2]);
+    assert_eq!(pusher.woken(), ids);
+    let progress = stage.storage.mass_push(&TenantId::default(), "M").await.unwrap().unwrap();
+    assert_eq!((progress.pushed, progress.waiting), (12, 0));
+}
+
+/// Nobody waits a second for a look.
+#[tokio::test]
+async fn the_task_looks_at_once_when_somebody_asks() {
+    let stage = Stage::new().await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    let id = EnrollmentId::new(device.id());
+    let pusher = RecordingPusher::default();
+    let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+    let running = tracker.spawn(waker(&stage, &pusher).run(tracker.clone(), shutdown.clone()));
+    // The clock stands still.
+    let push = NewMassPush {
+        id: "M".to_owned(),
+        tenant: TenantId::default(),
+        origin: "api:test".to_owned(),
+        targets: vec![id.clone()],
+        per_second: 1,
+        now: stage.clock.now(),
+    };
+    stage.storage.begin_mass_push(push).await.unwrap();
+    while pusher.woken().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(pusher.woken(), [id]);
     shutdown.cancel();
     running.await.unwrap();
 }

@@ -24,6 +24,7 @@ pub(crate) async fn inhabited(database: Database) -> Database {
     database.poll("A").await;
     database.report("A", "C1", Status::Acknowledged).await;
     database.report("A", "unknown", Status::Acknowledged).await;
+    storage.begin_mass_push(crate::mass_pushes::mass_push("M", &["A"])).await.unwrap();
     storage.store_push_certificate(&default(), TOPIC, "c".to_owned(), "k".to_owned(), at(9), at(0)).await.unwrap();
     let write = KvWrite { key: "k".to_owned(), value: Some("v".into()), version: "1".to_owned(), expires_at: None };
     let timer = TimerChange::Set { name: "t".to_owned(), who: None, at: at(100), data: "d".into() };
@@ -73,6 +74,7 @@ const BREAKS: &[(&str, &str)] = &[
     ("delivery-state", "UPDATE deliveries SET state = 'done' WHERE is_open = 1"),
     ("delivery-partition", "UPDATE partitions SET ready_at = NULL"),
     ("partition-lease", "UPDATE partitions SET ready_at = NULL"),
+    ("mass-push-target", "UPDATE wakes SET asked = 0"),
     ("key-value-size", "UPDATE plugin_key_values SET size = size + 1"),
     ("key-value-usage", "UPDATE plugin_key_value_usage SET bytes = bytes + 1"),
     ("key-value-usage", "UPDATE plugin_key_value_usage SET pairs = pairs + 1"),

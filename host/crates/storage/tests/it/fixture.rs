@@ -350,5 +350,6 @@ pub(crate) fn effects(plugin: &str) -> PluginEffects {
         tags: Vec::new(),
         releases: Vec::new(),
         timers: Vec::new(),
+        pushes: Vec::new(),
     }
 }

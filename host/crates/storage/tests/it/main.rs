@@ -18,6 +18,7 @@ mod effects;
 mod enrollments;
 mod events;
 mod fixture;
+mod mass_pushes;
 mod migration;
 mod outbox;
 mod ownership;
@@ -111,7 +112,17 @@ cases! {
         a_promised_push_survives_a_restart_and_is_one,
         who_left_or_begins_anew_is_not_woken,
         a_wake_waits_for_its_command_and_nopush_means_none,
-        a_push_that_failed_for_a_while_is_made_again_soon;
+        a_push_that_failed_for_a_while_is_made_again_soon,
+        a_push_that_began_earlier_does_not_answer_what_was_asked_for_since;
+    mass_pushes:
+        each_target_is_woken_once_in_its_turn_and_its_end_is_kept,
+        what_was_in_flight_at_a_restart_is_pushed_to_again_at_once,
+        a_push_answers_everyone_who_asked_for_it,
+        a_device_that_comes_by_itself_needs_no_push,
+        who_leaves_before_its_turn_is_not_pushed_to,
+        a_target_is_given_up_after_a_quarter_of_an_hour,
+        what_became_of_a_mass_push_is_forgotten_after_a_week,
+        everyone_who_can_be_woken_is_found;
     commands:
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,

@@ -3,6 +3,9 @@ use bytes::Bytes;
 use std::time::Duration;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::CommandOptions;
+use wasmdm_storage::wakes::{NotWoken, Woken};
+
+use crate::mass_pushes::mass_push_at;
 
 const MINUTE: i64 = 60_000;
 
@@ -16,7 +19,13 @@ async fn due(database: &Database, millis: i64) -> Vec<String> {
 }
 
 async fn woken(database: &Database, target: &str, millis: i64) {
-    database.storage().woken(vec![(id(target), None)], at(millis)).await.unwrap();
+    let woken = Woken { enrollment: id(target), result: Ok("apns-id".to_owned()) };
+    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
+}
+
+async fn not_woken(database: &Database, target: &str, reason: &str, retry_after: Option<Duration>, millis: i64) {
+    let woken = Woken { enrollment: id(target), result: Err(NotWoken { reason: reason.to_owned(), retry_after }) };
+    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
 }
 
 async fn next_in(database: &Database, target: &str, millis: i64) -> Option<i64> {
@@ -115,9 +124,20 @@ pub(crate) async fn a_wake_waits_for_its_command_and_nopush_means_none(database:
 pub(crate) async fn a_push_that_failed_for_a_while_is_made_again_soon(database: &Database) {
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
-    let failed = async |millis| database.storage().woken(vec![(id("A"), Some(Duration::from_secs(5)))], at(millis)).await.unwrap();
     for minutes in [1, 2, 4] {
-        failed(0).await;
+        not_woken(database, "A", "busy", Some(Duration::from_secs(5)), 0).await;
         assert_eq!(next_in(database, "A", 0).await, Some(minutes));
     }
+}
+
+/// What came up after a push had begun may be too late for it: the device may have come and found nothing.
+pub(crate) async fn a_push_that_began_earlier_does_not_answer_what_was_asked_for_since(database: &Database) {
+    database.enroll("A").await;
+    database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
+    let woken = Woken { enrollment: id("A"), result: Ok("apns-id".to_owned()) };
+    database.storage().begin_mass_push(mass_push_at("M", &["A"], 100)).await.unwrap();
+    database.storage().woken(vec![woken.clone()], at(99), at(150)).await.unwrap();
+    assert_eq!(due(database, 151).await, ["A"]);
+    database.storage().woken(vec![woken], at(151), at(160)).await.unwrap();
+    assert_eq!(due(database, 200).await, Vec::<String>::new());
 }

@@ -223,7 +223,7 @@ async fn an_answer_writes_key_values_and_nothing_else() {
     server.activate([server.answering("a", "writes", &[MAID], |_| ())]);
     let _ = server.token(MAID).await;
     let row = &server.storage.audit(&TenantId::default(), 1).await.unwrap()[0];
-    assert_eq!(row.detail["reason"], "failure told: denied denied denied denied ok ok ok");
+    assert_eq!(row.detail["reason"], "failure told: denied denied denied denied denied ok ok ok");
     assert!(server.kept("a").await.is_empty(), "a failed call leaves nothing");
 }
 

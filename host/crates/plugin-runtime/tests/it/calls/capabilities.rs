@@ -71,7 +71,7 @@ async fn a_value_above_its_quota_is_refused() {
 
 #[tokio::test]
 async fn a_decision_writes_key_values_and_nothing_else() {
-    assert_eq!(reason("writes", |_| ()).await, "denied denied denied denied denied denied denied ok");
+    assert_eq!(reason("writes", |_| ()).await, "denied denied denied denied denied denied denied denied ok");
 }
 
 #[tokio::test]
@@ -82,7 +82,7 @@ async fn a_generator_writes_nothing() {
     let event = server.event("enrollment.enrolled", "D").await;
     let delivered = server.deliver("plugin:misbehaving", "event-commands", event).await;
     let text = format!("{delivered:?}");
-    assert!(text.contains("denied denied denied denied denied denied denied denied"), "{text}");
+    assert!(text.contains("denied denied denied denied denied denied denied denied denied"), "{text}");
 }
 
 #[tokio::test]

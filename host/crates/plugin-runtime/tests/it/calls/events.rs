@@ -9,6 +9,7 @@ use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::subscriber::Delivered;
 use wasmdm_storage::effects::{Applied, DecisionEffects, PluginEffects, TimerChange};
+use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
 
 use super::setup::Server;
 
@@ -225,4 +226,33 @@ async fn requests_go_to_granted_hosts_and_only_so_many() {
     assert!(format!("{sent:?}").contains("denied"), "{sent:?}");
     let sent = delivered(json!({ "behave": "send", "url": url }), "event-sink", |_| ()).await;
     assert!(format!("{sent:?}").contains("http is not granted"), "{sent:?}");
+}
+
+#[tokio::test]
+async fn whom_a_plugin_wakes_is_woken_after_its_call_and_it_sees_why_a_push_failed() {
+    let server = Server::start().await;
+    server.enroll("D").await;
+    let (tenant, id, now) = (TenantId::default(), EnrollmentId::new("D"), server.clock.now());
+    let failure = PushFailure { code: "BadDeviceToken".to_owned(), detail: "told".to_owned(), fault: "device", token_is_dead: false };
+    let attempt = PushAttempt { id: id.clone(), failure: Some(failure) };
+    server.storage.record_pushes(&tenant, vec![attempt], now).await.unwrap();
+    server.activate([server.named("misbehaving", &json!({ "behave": "push" }), |_| ())]);
+    let event = server.event("enrollment.enrolled", "D").await;
+    let effects = effects(server.deliver(ME, "event-sink", event).await).unwrap();
+    assert_eq!(effects.pushes, [id.clone()]);
+    let told = written(&effects, "push");
+    for part in ["Err(\"invalid\") Err(\"not-found\") Err(\"quota\")", "\"push_failure\":{\"code\":\"BadDeviceToken\""] {
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(server.storage.next_wake(&id).await.unwrap(), None, "not before the call's end");
+    let committed = server.storage.record_decision(vec![DecisionEffects { effects, required: true }], vec![], now).await.unwrap();
+    assert!(matches!(committed, Applied::Done(())));
+    assert_eq!(server.storage.next_wake(&id).await.unwrap(), Some(now));
+}
+
+#[tokio::test]
+async fn without_a_grant_nobody_is_woken() {
+    let refused = delivered(json!({ "behave": "push" }), "event-sink", |effective| effective.settings.capabilities.push = false).await;
+    let text = format!("{refused:?}");
+    assert!(text.contains("denied") && text.contains("push is not granted"), "{text}");
 }

@@ -176,6 +176,7 @@ pub(crate) fn granted(config: &Value) -> Effective {
     capabilities.commands.enqueue = EnqueueGrant::Types(["DeviceInformation".to_owned()].into());
     capabilities.commands.read = true;
     capabilities.commands.cancel = true;
+    capabilities.push = true;
     capabilities.timers = true;
     // Longer than any scheduler of a busy machine keeps a task waiting: what ends the call is the limit under test.
     settings.limits.wall.decision = Duration::from_secs(20);

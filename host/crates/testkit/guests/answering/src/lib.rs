@@ -20,7 +20,7 @@ use std::time::Duration;
 use exports::wasmdm::plugin::{return_to_service, token_source, user_authentication};
 use wasmdm::plugin::kv::Precondition;
 use wasmdm::plugin::types::{CallInfo, Decision, Enrollment, Failure, Input};
-use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, runtime, timers};
+use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, push, runtime, timers};
 
 struct Answering;
 
@@ -65,6 +65,7 @@ fn forbidden_writes() -> String {
         code(commands::cancel("D", "UUID")),
         code(enrollments::tag("D", &["a".to_owned()], &[])),
         code(timers::set("t", 1, None, &[])),
+        code(push::notify(&["D".to_owned()])),
         code(http::send(&request)),
         code(kv::put("k", b"v", &Precondition::Anything, None)),
         code(crypto::random(1)),

@@ -23,7 +23,7 @@ use std::time::Duration;
 use exports::wasmdm::plugin::{enrollment_policy, event_commands, event_sink, lifecycle, schedule};
 use wasmdm::plugin::kv::Precondition;
 use wasmdm::plugin::types::{CallInfo, CommandBody, CommandOptions, Decision, Enrollment, Event, Failure, Input, NewCommand};
-use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, runtime, timers};
+use wasmdm::plugin::{commands, config, crypto, enrollments, http, kv, log, plist, push, runtime, timers};
 
 struct Misbehaving;
 
@@ -229,6 +229,7 @@ fn forbidden_writes(id: &str) -> String {
         code(enrollments::release(id)),
         code(timers::set("t", 1, None, &[])),
         code(timers::cancel("t", None)),
+        code(push::notify(&[id.to_owned()])),
         code(http::send(&request)),
         code(kv::put("k", b"v", &Precondition::Anything, None)),
     ]
@@ -411,6 +412,15 @@ impl event_sink::Guest for Misbehaving {
                 Ok(())
             }
             "count" => kv::add("count", 1).map(drop),
+            "push" => {
+                let nobody = push::notify(&[]).map_err(|failure| failure.code);
+                let unknown = push::notify(&[id.clone(), "NOBODY".to_owned()]).map_err(|failure| failure.code);
+                let many = push::notify(&vec![id.clone(); 101]).map_err(|failure| failure.code);
+                let facts = enrollments::get(&id)?.map(|record| record.facts).unwrap_or_default();
+                let told = format!("{nobody:?} {unknown:?} {many:?} {facts}");
+                kv::put("push", told.as_bytes(), &Precondition::Anything, None)?;
+                push::notify(&[id.clone(), id])
+            }
             _ => Ok(()),
         }
     }

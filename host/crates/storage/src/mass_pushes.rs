@@ -1,0 +1,263 @@
+//! Pushes to many channels at once, which go on after whoever asked for them was answered.
+//!
+//! What is to be done is a [wake](crate::wakes) of each channel, so a device that is to be woken anyway is told once. What became of each is
+//! kept here, for a week.
+
+use crate::memory::{Change, WakeState};
+use crate::sql::{Columns, args, together};
+use crate::writer::{Class, Outcome, Tx};
+use crate::{Storage, StorageError};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
+
+/// Many channels that are to be woken.
+#[derive(Debug, Clone)]
+pub struct NewMassPush {
+    /// By which it is asked after; chosen by the caller, never used before.
+    pub id: String,
+    /// Whose channels.
+    pub tenant: TenantId,
+    /// `api:SUBJECT`.
+    pub origin: String,
+    /// Each once. More than 1,000 are stored in several transactions, in order.
+    pub targets: Vec<EnrollmentId>,
+    /// How fast: the devices of two mass pushes take turns.
+    pub per_second: u32,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// How far a mass push is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MassPush {
+    /// By which it was asked after.
+    pub id: String,
+    /// Who asked for it.
+    pub origin: String,
+    /// When.
+    pub created_at: Timestamp,
+    /// Not yet pushed to.
+    pub waiting: u64,
+    /// Apple took the push.
+    pub pushed: u64,
+    /// It cannot be woken; [`Self::failures`] says why.
+    pub failed: u64,
+    /// The device came, and left nothing undone, before it was pushed to.
+    pub unneeded: u64,
+    /// When the last result came.
+    pub updated_at: Option<Timestamp>,
+    /// The most frequent first, at most 20.
+    pub failures: Vec<MassPushFailure>,
+}
+
+/// Channels that could not be woken for the same reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MassPushFailure {
+    /// A sentence.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// At most 100 of them.
+    pub ids: Vec<EnrollmentId>,
+}
+
+/// What became of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TargetState {
+    Pushed,
+    Failed,
+    Unneeded,
+}
+
+impl TargetState {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pushed => "pushed",
+            Self::Failed => "failed",
+            Self::Unneeded => "unneeded",
+        }
+    }
+}
+
+/// Said of an id that is nobody's, or whose device left.
+pub(crate) const NOT_ENROLLED: &str = "it is not enrolled";
+
+/// Targets in one transaction, at most.
+const CHUNK: usize = 1000;
+/// How long what became of a mass push can be asked after.
+const KEPT: Duration = Duration::from_hours(7 * 24);
+/// Rows of one step of clearing away.
+const STEP: i64 = 500;
+
+const INSERT: &str = "INSERT INTO mass_pushes (id, tenant_id, origin, created_at) VALUES (?, ?, ?, ?)";
+const IS_ENROLLED: &str = "FROM enrollments WHERE id = ? AND tenant_id = ? AND state = 'enrolled'";
+static INSERT_TARGET: LazyLock<String> = LazyLock::new(|| {
+    together(&[
+        &format!(
+            "INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state) SELECT ?, id, 'waiting' {IS_ENROLLED} ON CONFLICT DO NOTHING"
+        ),
+        &format!(
+            "INSERT INTO wakes (enrollment_id, tenant_id, due_at, step, asked, updated_at) SELECT id, tenant_id, ?, 0, 1, ? {IS_ENROLLED} \
+            ON CONFLICT (enrollment_id) DO UPDATE SET asked = 1, step = 0, updated_at = excluded.updated_at, \
+            due_at = CASE WHEN wakes.due_at < excluded.due_at THEN wakes.due_at ELSE excluded.due_at END"
+        ),
+    ])
+});
+const INSERT_NOBODY: &str = "INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state, detail, done_at) VALUES (?, ?, 'failed', ?, ?) \
+    ON CONFLICT DO NOTHING";
+pub(crate) const CLOSE: &str = "UPDATE mass_push_targets SET state = ?, detail = ?, done_at = ? WHERE enrollment_id = ? AND state = 'waiting'";
+const SELECT: &str = "SELECT origin, created_at FROM mass_pushes WHERE id = ? AND tenant_id = ?";
+const SELECT_RECENT: &str = "SELECT id FROM mass_pushes WHERE tenant_id = ? ORDER BY created_at DESC, id LIMIT ?";
+const COUNT: &str = "SELECT state, COUNT(*), MAX(done_at) FROM mass_push_targets WHERE mass_push_id = ? GROUP BY state";
+const COUNT_FAILURES: &str = "SELECT detail, COUNT(*) FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' \
+    GROUP BY detail ORDER BY COUNT(*) DESC, detail LIMIT 20";
+const SELECT_FAILED: &str = "SELECT enrollment_id FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' AND detail = ? \
+    ORDER BY enrollment_id LIMIT 100";
+const SELECT_ENROLLED: &str = "SELECT id FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' AND id > ? ORDER BY id LIMIT ?";
+pub(crate) const SELECT_OLD: &str = "SELECT id FROM mass_pushes WHERE created_at <= ? ORDER BY created_at LIMIT 1";
+const DELETE_OLD_TARGETS: &str = "DELETE FROM mass_push_targets WHERE mass_push_id = ? AND enrollment_id IN \
+    (SELECT t.enrollment_id FROM mass_push_targets t WHERE t.mass_push_id = ? LIMIT ?)";
+const DELETE_OLD: &str = "DELETE FROM mass_pushes WHERE id = ?";
+
+impl Storage {
+    /// Every target that is enrolled is to be woken from now on, also after a restart. Answers those that are not.
+    ///
+    /// # Errors
+    /// [`StorageError::Unavailable`] in the middle leaves a part of the targets to be woken; it can be asked after.
+    pub async fn begin_mass_push(&self, push: NewMassPush) -> Result<Vec<EnrollmentId>, StorageError> {
+        let push = Arc::new(push);
+        let mut nobody = Vec::new();
+        for start in (0..push.targets.len().max(1)).step_by(CHUNK) {
+            let push = Arc::clone(&push);
+            let chunk = self.write(Class::Answer, move |tx| {
+                let push = Arc::clone(&push);
+                Box::pin(async move { Ok(Outcome::Commit(insert_chunk(tx, &push, start).await?)) })
+            });
+            nobody.extend(chunk.await?);
+        }
+        Ok(nobody)
+    }
+
+    /// How far it is. `None`: the tenant has no such one, or it is more than a week old.
+    pub async fn mass_push(&self, tenant: &TenantId, id: &str) -> Result<Option<MassPush>, StorageError> {
+        let mut reader = self.reader().await?;
+        let mut db = reader.db();
+        let Some(row) = db.one(SELECT, args![id, tenant.as_str()]).await? else { return Ok(None) };
+        let mut push = MassPush {
+            id: id.to_owned(),
+            origin: row.text(0)?,
+            created_at: row.time(1)?,
+            waiting: 0,
+            pushed: 0,
+            failed: 0,
+            unneeded: 0,
+            updated_at: None,
+            failures: Vec::new(),
+        };
+        for row in db.all(COUNT, args![id]).await? {
+            let count = u64::from(row.count(1)?);
+            match row.text(0)?.as_str() {
+                "waiting" => push.waiting = count,
+                "pushed" => push.pushed = count,
+                "failed" => push.failed = count,
+                _ => push.unneeded = count,
+            }
+            push.updated_at = push.updated_at.max(row.opt_time(2)?);
+        }
+        if push.failed > 0 {
+            for row in db.all(COUNT_FAILURES, args![id]).await? {
+                let reason = row.text(0)?;
+                let ids = db.all(SELECT_FAILED, args![id, reason.as_str()]).await?;
+                let ids = ids.iter().map(|row| Ok(EnrollmentId::new(row.text(0)?))).collect::<Result<_, StorageError>>()?;
+                push.failures.push(MassPushFailure { reason, count: u64::from(row.count(1)?), ids });
+            }
+        }
+        Ok(Some(push))
+    }
+
+    /// The ids of the tenant's mass pushes, the newest first.
+    pub async fn recent_mass_pushes(&self, tenant: &TenantId, limit: u32) -> Result<Vec<String>, StorageError> {
+        let rows = self.read_all(SELECT_RECENT, args![tenant.as_str(), i64::from(limit)]).await?;
+        rows.iter().map(|row| row.text(0)).collect()
+    }
+
+    /// Everyone in the tenant who can be woken, users too.
+    pub async fn enrolled(&self, tenant: &TenantId) -> Result<Vec<EnrollmentId>, StorageError> {
+        let mut all: Vec<EnrollmentId> = Vec::new();
+        let page = i64::try_from(CHUNK).unwrap_or(i64::MAX);
+        loop {
+            let after = all.last().map_or("", EnrollmentId::as_str).to_owned();
+            let rows = self.read_all(SELECT_ENROLLED, args![tenant.as_str(), after, page]).await?;
+            for row in &rows {
+                all.push(EnrollmentId::new(row.text(0)?));
+            }
+            if rows.len() < CHUNK {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// Forgets the oldest that nobody can ask after any more, in a small step. Whether there may be more.
+    pub(crate) async fn clear_mass_pushes(&self, now: Timestamp) -> Result<bool, StorageError> {
+        let before = now.minus(KEPT).as_millis();
+        if self.read_one(SELECT_OLD, args![before]).await?.is_none() {
+            return Ok(false);
+        }
+        self.write(Class::Background, move |tx| {
+            Box::pin(async move {
+                let Some(row) = tx.one(SELECT_OLD, args![before]).await? else { return Ok(Outcome::Commit(false)) };
+                let id = row.text(0)?;
+                if tx.run(DELETE_OLD_TARGETS, args![id.as_str(), id.as_str(), STEP]).await? == 0 {
+                    tx.run(DELETE_OLD, args![id.as_str()]).await?;
+                }
+                Ok(Outcome::Commit(true))
+            })
+        })
+        .await
+    }
+}
+
+async fn insert_chunk(tx: &mut Tx, push: &NewMassPush, start: usize) -> Result<Vec<EnrollmentId>, StorageError> {
+    let NewMassPush { id, tenant, origin, targets, per_second, now } = push;
+    if start == 0 {
+        tx.run(INSERT, args![id.as_str(), tenant.as_str(), origin.as_str(), now.as_millis()]).await?;
+    }
+    let mut nobody = Vec::new();
+    for (place, target) in targets.iter().enumerate().skip(start).take(CHUNK) {
+        let (target_id, tenant_id) = (target.as_str(), tenant.as_str());
+        let due = now.plus(turn(place, *per_second)).as_millis();
+        let args = args![id.as_str(), target_id, tenant_id, due, now.as_millis(), target_id, tenant_id];
+        if tx.run(&INSERT_TARGET, args).await? > 0 {
+            tx.after_commit(Change::Wake(target.clone(), WakeState::Asked));
+        } else {
+            tx.run(INSERT_NOBODY, args![id.as_str(), target_id, NOT_ENROLLED, now.as_millis()]).await?;
+            nobody.push(target.clone());
+        }
+    }
+    Ok(nobody)
+}
+
+/// When the channel at that place is due, from the beginning.
+fn turn(place: usize, per_second: u32) -> Duration {
+    Duration::from_millis(u64::try_from(place).unwrap_or(u64::MAX).saturating_mul(1000) / u64::from(per_second.max(1)))
+}
+
+/// What became of the channel's push, for everyone who asked for one.
+pub(crate) async fn close(tx: &mut Tx, target: &EnrollmentId, state: TargetState, detail: &str, now: Timestamp) -> Result<(), StorageError> {
+    tx.run(CLOSE, args![state.as_str(), detail, now.as_millis(), target.as_str()]).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_devices_of_a_mass_push_are_spread_over_time() {
+        let turns: Vec<u128> = [0, 1, 500, 1000, 100_000].into_iter().map(|place| turn(place, 500).as_millis()).collect();
+        assert_eq!(turns, [0, 2, 1000, 2000, 200_000]);
+        assert_eq!(turn(5, 0), Duration::from_secs(5));
+    }
+}

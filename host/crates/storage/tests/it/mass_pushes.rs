@@ -1,0 +1,171 @@
+use crate::fixture::*;
+use bytes::Bytes;
+use std::time::Duration;
+use wasmdm_protocol::report::Status;
+use wasmdm_storage::commands::CommandOptions;
+use wasmdm_storage::mass_pushes::{MassPush, NewMassPush};
+use wasmdm_storage::wakes::{NotWoken, Woken};
+
+const SECOND: i64 = 1000;
+const MINUTE: i64 = 60 * SECOND;
+
+pub(crate) fn mass_push(push: &str, targets: &[&str]) -> NewMassPush {
+    mass_push_at(push, targets, 0)
+}
+
+pub(crate) fn mass_push_at(push: &str, targets: &[&str], millis: i64) -> NewMassPush {
+    NewMassPush {
+        id: push.to_owned(),
+        tenant: default(),
+        origin: "api:test".to_owned(),
+        targets: targets.iter().map(|target| id(target)).collect(),
+        per_second: 1,
+        now: at(millis),
+    }
+}
+
+async fn begin(database: &Database, push: &str, targets: &[&str]) -> Vec<String> {
+    let nobody = database.storage().begin_mass_push(mass_push(push, targets)).await.unwrap();
+    nobody.into_iter().map(|id| id.to_string()).collect()
+}
+
+async fn due(database: &Database, millis: i64) -> Vec<String> {
+    let taken = database.storage().take_due_wakes(100, at(millis)).await.unwrap();
+    taken.into_iter().map(|wake| wake.enrollment.to_string()).collect()
+}
+
+async fn woken(database: &Database, target: &str, millis: i64) {
+    let woken = Woken { enrollment: id(target), result: Ok(format!("apns-{target}")) };
+    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
+}
+
+async fn not_woken(database: &Database, target: &str, reason: &str, retry_after: Option<Duration>, millis: i64) {
+    let woken = Woken { enrollment: id(target), result: Err(NotWoken { reason: reason.to_owned(), retry_after }) };
+    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
+}
+
+async fn progress(database: &Database, push: &str) -> MassPush {
+    database.storage().mass_push(&default(), push).await.unwrap().unwrap()
+}
+
+/// Waiting, pushed, failed, unneeded.
+async fn counts(database: &Database, push: &str) -> [u64; 4] {
+    let progress = progress(database, push).await;
+    [progress.waiting, progress.pushed, progress.failed, progress.unneeded]
+}
+
+/// Edge case 53.
+pub(crate) async fn each_target_is_woken_once_in_its_turn_and_its_end_is_kept(database: &Database) {
+    for device in ["A", "B", "C"] {
+        database.enroll(device).await;
+    }
+    assert_eq!(begin(database, "M", &["A", "B", "GHOST", "C"]).await, ["GHOST"]);
+    assert_eq!(counts(database, "M").await, [3, 0, 1, 0]);
+    assert_eq!(due(database, 0).await, ["A"]);
+    assert_eq!(due(database, SECOND).await, ["B"]);
+    assert_eq!(due(database, 3 * SECOND).await, ["C"]);
+    for device in ["A", "B"] {
+        woken(database, device, 4 * SECOND).await;
+    }
+    not_woken(database, "C", "BadDeviceToken", None, 4 * SECOND).await;
+    assert_eq!(counts(database, "M").await, [0, 2, 2, 0]);
+    let failures: Vec<(String, u64, usize)> =
+        progress(database, "M").await.failures.into_iter().map(|failure| (failure.reason, failure.count, failure.ids.len())).collect();
+    assert_eq!(failures, [("BadDeviceToken".to_owned(), 1, 1), ("it is not enrolled".to_owned(), 1, 1)]);
+    assert_eq!(due(database, 1_000 * MINUTE).await, Vec::<String>::new(), "nobody is told twice");
+    assert_eq!(database.count_rows("wakes").await, 0);
+    assert_eq!(database.storage().recent_mass_pushes(&default(), 10).await.unwrap(), ["M"]);
+}
+
+/// Those that were in flight are pushed to again, those whose end is known are not.
+pub(crate) async fn what_was_in_flight_at_a_restart_is_pushed_to_again_at_once(database: &Database) {
+    for device in ["A", "B", "C"] {
+        database.enroll(device).await;
+    }
+    begin(database, "M", &["A", "B", "C"]).await;
+    assert_eq!(due(database, SECOND).await, ["A", "B"]);
+    woken(database, "A", SECOND).await;
+    // The fixture opens at 0.
+    database.restart().await;
+    assert_eq!(counts(database, "M").await, [2, 1, 0, 0]);
+    assert_eq!(due(database, SECOND).await, ["B"]);
+    assert_eq!(due(database, 2 * SECOND).await, ["C"]);
+}
+
+/// Two people ask, and the device is told once.
+pub(crate) async fn a_push_answers_everyone_who_asked_for_it(database: &Database) {
+    database.enroll("A").await;
+    begin(database, "M1", &["A"]).await;
+    begin(database, "M2", &["A"]).await;
+    let options = CommandOptions { push: true, ..CommandOptions::default() };
+    database.queue_with("A", "C1", "DeviceInformation", options, "api:test").await;
+    assert_eq!(due(database, 0).await, ["A"]);
+    woken(database, "A", 1).await;
+    for push in ["M1", "M2"] {
+        assert_eq!(counts(database, push).await, [0, 1, 0, 0]);
+    }
+    // The command is still waited for.
+    assert_eq!(due(database, 15 * MINUTE).await, Vec::<String>::new());
+    assert_eq!(due(database, 17 * MINUTE).await, ["A"]);
+}
+
+pub(crate) async fn a_device_that_comes_by_itself_needs_no_push(database: &Database) {
+    database.enroll("A").await;
+    database.queue("A", "C1").await;
+    begin(database, "M", &["A"]).await;
+    database.poll("A").await;
+    database.report("A", "C1", Status::Acknowledged).await;
+    assert_eq!(counts(database, "M").await, [0, 0, 0, 1]);
+    assert_eq!(due(database, MINUTE).await, Vec::<String>::new());
+}
+
+/// Edge case 52.
+pub(crate) async fn who_leaves_before_its_turn_is_not_pushed_to(database: &Database) {
+    for device in ["A", "B"] {
+        database.enroll(device).await;
+    }
+    begin(database, "M", &["A", "B"]).await;
+    database.storage().check_out(&default(), &id("A"), Bytes::new(), at(5)).await.unwrap();
+    database.authenticate("B", 6).await;
+    assert_eq!(due(database, MINUTE).await, Vec::<String>::new());
+    assert_eq!(counts(database, "M").await, [0, 0, 2, 0]);
+}
+
+/// Apple's trouble is waited for, and not for ever.
+pub(crate) async fn a_target_is_given_up_after_a_quarter_of_an_hour(database: &Database) {
+    database.enroll("A").await;
+    begin(database, "M", &["A"]).await;
+    let mut attempts = Vec::new();
+    for minute in 0..60 {
+        if !due(database, minute * MINUTE).await.is_empty() {
+            attempts.push(minute);
+            not_woken(database, "A", "TooManyRequests", Some(Duration::from_secs(1)), minute * MINUTE).await;
+        }
+    }
+    assert_eq!(attempts, [0, 1, 3, 7, 15]);
+    assert_eq!(counts(database, "M").await, [0, 0, 1, 0]);
+    assert_eq!(database.count_rows("wakes").await, 0);
+}
+
+pub(crate) async fn what_became_of_a_mass_push_is_forgotten_after_a_week(database: &Database) {
+    database.enroll("A").await;
+    begin(database, "M", &["A", "GHOST"]).await;
+    due(database, 0).await;
+    woken(database, "A", 1).await;
+    let week = 7 * 24 * 60 * MINUTE;
+    database.storage().expire_commands(at(week - 1)).await.unwrap();
+    assert_eq!(counts(database, "M").await, [0, 1, 1, 0]);
+    database.storage().expire_commands(at(week)).await.unwrap();
+    assert_eq!(database.storage().mass_push(&default(), "M").await.unwrap(), None);
+    assert_eq!(database.count_rows("mass_push_targets").await, 0);
+}
+
+pub(crate) async fn everyone_who_can_be_woken_is_found(database: &Database) {
+    database.enroll("A").await;
+    database.enroll_user("A", "jo").await;
+    database.authenticate("B", 1).await;
+    let all = database.storage().enrolled(&default()).await.unwrap();
+    assert_eq!(all, [id("A"), id("A:jo")]);
+    let other = wasmdm_protocol::enrollment::TenantId::new("other");
+    assert_eq!(database.storage().mass_push(&other, "M").await.unwrap(), None);
+}
