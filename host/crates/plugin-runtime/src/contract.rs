@@ -83,8 +83,8 @@ pub(crate) fn push_failure(failing: &FailingPush) -> Value {
         "detail": failing.detail,
         "token_is_dead": failing.token_is_dead,
         "failures": failing.failures,
-        "first_at": failing.first_at,
-        "last_at": failing.last_at,
+        "first_at": failing.first_at.to_string(),
+        "last_at": failing.last_at.to_string(),
     })
 }
 

@@ -169,8 +169,7 @@ pub fn explain_compile_error(message: &str) -> String {
 }
 
 /// The interfaces that a plugin may import.
-const IMPORTS: [&str; 12] =
-    ["types", "runtime", "log", "config", "kv", "http", "enrollments", "commands", "push", "plist", "crypto", "timers"];
+const IMPORTS: [&str; 12] = ["types", "runtime", "log", "config", "kv", "http", "enrollments", "commands", "push", "plist", "crypto", "timers"];
 
 fn server(version: &str) -> String {
     format!("wasmdm {version}, contract {PACKAGE}@{CONTRACT_VERSION}")

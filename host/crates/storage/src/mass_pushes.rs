@@ -95,9 +95,7 @@ const INSERT: &str = "INSERT INTO mass_pushes (id, tenant_id, origin, created_at
 const IS_ENROLLED: &str = "FROM enrollments WHERE id = ? AND tenant_id = ? AND state = 'enrolled'";
 static INSERT_TARGET: LazyLock<String> = LazyLock::new(|| {
     together(&[
-        &format!(
-            "INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state) SELECT ?, id, 'waiting' {IS_ENROLLED} ON CONFLICT DO NOTHING"
-        ),
+        &format!("INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state) SELECT ?, id, 'waiting' {IS_ENROLLED} ON CONFLICT DO NOTHING"),
         &format!(
             "INSERT INTO wakes (enrollment_id, tenant_id, due_at, step, asked, updated_at) SELECT id, tenant_id, ?, 0, 1, ? {IS_ENROLLED} \
             ON CONFLICT (enrollment_id) DO UPDATE SET asked = 1, step = 0, updated_at = excluded.updated_at, \

@@ -150,7 +150,8 @@ const INSERT: &str = "INSERT INTO wakes (enrollment_id, tenant_id, due_at, step,
     ON CONFLICT (enrollment_id) DO UPDATE SET updated_at = excluded.updated_at, \
     due_at = CASE WHEN wakes.due_at < excluded.due_at THEN wakes.due_at ELSE excluded.due_at END";
 const DELETE: &str = "DELETE FROM wakes WHERE enrollment_id = ?";
-const SELECT_OF_DEVICE: &str = "SELECT w.enrollment_id, w.asked FROM wakes w JOIN enrollments e ON e.id = w.enrollment_id WHERE e.id = ? OR e.parent_id = ?";
+const SELECT_OF_DEVICE: &str =
+    "SELECT w.enrollment_id, w.asked FROM wakes w JOIN enrollments e ON e.id = w.enrollment_id WHERE e.id = ? OR e.parent_id = ?";
 
 /// How long after a push of that step the next one is due.
 fn interval(step: i64) -> Duration {

@@ -125,8 +125,8 @@ pub(crate) async fn a_push_that_failed_for_a_while_is_made_again_soon(database: 
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
     for minutes in [1, 2, 4] {
-        not_woken(database, "A", "busy", Some(Duration::from_secs(5)), 0).await;
-        assert_eq!(next_in(database, "A", 0).await, Some(minutes));
+        not_woken(database, "A", "busy", Some(Duration::from_secs(5)), 100).await;
+        assert_eq!(next_in(database, "A", 100).await, Some(minutes));
     }
 }
 

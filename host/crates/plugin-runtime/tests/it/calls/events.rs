@@ -239,7 +239,7 @@ async fn whom_a_plugin_wakes_is_woken_after_its_call_and_it_sees_why_a_push_fail
     server.activate([server.named("misbehaving", &json!({ "behave": "push" }), |_| ())]);
     let event = server.event("enrollment.enrolled", "D").await;
     let effects = effects(server.deliver(ME, "event-sink", event).await).unwrap();
-    assert_eq!(effects.pushes, [id.clone()]);
+    assert_eq!(effects.pushes, std::slice::from_ref(&id));
     let told = written(&effects, "push");
     for part in ["Err(\"invalid\") Err(\"not-found\") Err(\"quota\")", "\"push_failure\":{\"code\":\"BadDeviceToken\""] {
         assert!(told.contains(part), "{told}");
