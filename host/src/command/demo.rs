@@ -14,6 +14,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wasmdm_plugin_runtime::loading::State;
+use wasmdm_simulator::apns::{FakeApns, WakeUps};
 use wasmdm_simulator::{ApiClient, Authority, Connection, Device, DeviceOptions, SimulatorError};
 
 use crate::bundled::{BundledPlugin, CHAT_NOTIFY, ENROLLMENT_BASELINE, SERIAL_ALLOW_LIST};
@@ -56,11 +57,17 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
     let home = tempfile::tempdir().context("a temporary folder")?;
     let authority = Authority::new(1)?;
     let room = ChatRoom::open().await?;
-    let stage = Stage::set(home.path(), &authority, &room, options.devices)?;
+    let apns = FakeApns::start()?;
+    let stage = Stage::set(home.path(), &authority, &room, &apns, options.devices)?;
 
     step(out, "A server starts, with SQLite in a temporary folder and three plugins in its plugin directory")?;
     let server = RunningServer::start(stage.config()?, surroundings).await?;
     say(out, &format!("listening on http://{}", server.address))?;
+    let url = format!("http://{}", server.address);
+    let mut api = ApiClient::new(&url, &stage.api_key)?;
+    let certificate = apns.authority().issue(authority.topic())?;
+    api.store_push_certificate(format!("{}{}", certificate.certificate_pem, certificate.private_key_pem)).await?;
+    say(out, &format!("it wakes devices through a push service at {}, with the certificate of topic {}", apns.endpoint(), authority.topic()))?;
     wait_for("the plugins to become active", || server.plugins.ready().is_ok() && active(&server) == 3).await?;
     show_plugins(out, &server)?;
 
@@ -70,13 +77,13 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
     )?;
     let mut devices =
         (0..options.devices).map(|number| Device::with_options(&authority, number, device_options(number))).collect::<Result<Vec<_>, _>>()?;
-    let url = format!("http://{}", server.address);
     let mut enrolled = Vec::new();
     let mut refused = Vec::new();
     for mut device in devices.drain(..) {
         let mut connection = Connection::to(&url)?;
+        let wake_ups = apns.subscribe(&device.token, authority.topic());
         match device.enroll(&mut connection).await {
-            Ok(()) => enrolled.push((device, connection)),
+            Ok(()) => enrolled.push((device, connection, wake_ups)),
             Err(SimulatorError::Refused { status: 403, body, .. }) => {
                 say(out, &format!("{} was refused at Authenticate: 403 {body}", device.serial_number))?;
                 refused.push(device);
@@ -89,10 +96,13 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
         bail!("{} devices were refused, and not {UNLISTED}", refused.len());
     }
 
-    step(out, "The plugin enrollment-baseline answers each enrollment with the first commands; devices poll and do what they are told")?;
+    step(
+        out,
+        "The plugin enrollment-baseline answers each enrollment with the first commands; a push wakes the devices, and they do what they are told",
+    )?;
     let mut shown = false;
-    for (device, connection) in &mut enrolled {
-        let story = baseline(device, connection).await?;
+    for (device, connection, wake_ups) in &mut enrolled {
+        let story = baseline(device, connection, wake_ups).await?;
         if !shown {
             say(out, &format!("{} got and answered: {}", device.serial_number, story.join(", ")))?;
             shown = true;
@@ -113,7 +123,7 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
 
     step(out, "Half way, another build of serial-allow-list with a longer list is put into the directory, while all devices go on polling")?;
     let before = digest(&server, SERIAL_ALLOW_LIST.name);
-    let pollers = Pollers::start(enrolled);
+    let pollers = Pollers::start(enrolled.into_iter().map(|(device, connection, _)| (device, connection)).collect());
     stage.write_allow_list(&devices_listed(options.devices, 0), true)?;
     wait_for("the new build to become active", || {
         digest(&server, SERIAL_ALLOW_LIST.name) != before && digest(&server, SERIAL_ALLOW_LIST.name).is_some()
@@ -131,14 +141,23 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
         bail!("{failures} polls failed");
     }
 
-    step(out, "An administrator queues a command through NanoMDM's API, and the device answers it")?;
+    step(out, "An administrator queues a command through NanoMDM's API; a push wakes the device, it comes and answers")?;
     if let Some(device) = refused.first_mut() {
-        let mut api = ApiClient::new(&url, &stage.api_key)?;
+        let mut wake_ups = apns.subscribe(&device.token, authority.topic());
+        let mut connection = Connection::to(&url)?;
+        // What its enrollment has brought is done first.
+        baseline(device, &mut connection, &mut wake_ups).await?;
+        while wake_ups.try_next().is_some() {}
         let document = wasmdm_simulator::message::command_document("demo-1", "SecurityInfo", wasmdm_simulator::message::Dictionary::new())?;
         let id = device.id();
         let answer = api.enqueue(&[&id], document, true).await?;
-        say(out, &format!("PUT /v1/enqueue/{id} answered {}", answer.status))?;
-        let mut connection = Connection::to(&url)?;
+        let result = answer.json.pointer(&format!("/status/{id}/push_result")).and_then(|id| id.as_str()).context("the command's push failed")?;
+        say(out, &format!("PUT /v1/enqueue/{id} answered {}: queued, and pushed as {result}", answer.status))?;
+        let wake_up = tokio::time::timeout(PATIENCE, wake_ups.next()).await.context("the push did not arrive")?.context("the push service ended")?;
+        if wake_up.magic.as_deref() != Some(device.push_magic.as_str()) {
+            bail!("the push does not hold the device's magic");
+        }
+        say(out, &format!("the push service woke {}, whose push magic it carried; the device polls", device.serial_number))?;
         let session = device.poll_until_done(&mut connection, 10).await?;
         let done = session.iter().flat_map(|session| &session.commands).find(|command| command.uuid == "demo-1");
         let status = done.and_then(|command| command.status.clone()).context("the command did not reach the device")?;
@@ -157,8 +176,8 @@ pub async fn run_in(options: DemoOptions, surroundings: Surroundings, out: &mut 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Polls until the device was released, as a device in the Setup Assistant does.
-async fn baseline(device: &mut Device, connection: &mut Connection) -> anyhow::Result<Vec<String>> {
+/// Polls whenever it is woken, until the device was released from the Setup Assistant.
+async fn baseline(device: &mut Device, connection: &mut Connection, wake_ups: &mut WakeUps) -> anyhow::Result<Vec<String>> {
     let mut story = Vec::new();
     let poll = async {
         loop {
@@ -169,8 +188,9 @@ async fn baseline(device: &mut Device, connection: &mut Connection) -> anyhow::R
             if session.commands.iter().any(|command| command.request_type == "DeviceConfigured") {
                 return Ok::<_, SimulatorError>(());
             }
-            // A real device is woken by a push; without one it comes by itself.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            if wake_ups.next().await.is_none() {
+                return Err(SimulatorError::Argument { name: "push", problem: "the push service ended".to_owned() });
+            }
         }
     };
     tokio::time::timeout(PATIENCE, poll).await.context("a device was not released from the Setup Assistant")??;
@@ -214,18 +234,26 @@ impl Pollers {
 /// The files of the demonstration.
 struct Stage {
     home: PathBuf,
+    apns_endpoint: String,
     api_key: String,
     listed: Vec<String>,
 }
 
 impl Stage {
-    fn set(home: &Path, authority: &Authority, room: &ChatRoom, devices: u64) -> anyhow::Result<Self> {
-        let stage = Self { home: home.to_owned(), api_key: uuid::Uuid::new_v4().simple().to_string(), listed: devices_listed(devices, UNLISTED) };
+    fn set(home: &Path, authority: &Authority, room: &ChatRoom, apns: &FakeApns, devices: u64) -> anyhow::Result<Self> {
+        let apns_endpoint = apns.endpoint();
+        let stage = Self {
+            home: home.to_owned(),
+            apns_endpoint,
+            api_key: uuid::Uuid::new_v4().simple().to_string(),
+            listed: devices_listed(devices, UNLISTED),
+        };
         for folder in [stage.plugins(), stage.grants()] {
             std::fs::create_dir_all(folder)?;
         }
         std::fs::write(home.join("ca.pem"), authority.root_pem())?;
         std::fs::write(home.join("api-key"), &stage.api_key)?;
+        std::fs::write(home.join("push-root.pem"), apns.root_pem())?;
         stage.write_allow_list(&stage.listed, false)?;
         stage.write_plugin(ENROLLMENT_BASELINE, ENROLLMENT_BASELINE.component)?;
         std::fs::write(stage.grants().join("enrollment-baseline.toml"), BASELINE_GRANT)?;
@@ -249,6 +277,8 @@ impl Stage {
             data: Some(self.home.join("data")),
             ca: Some(self.home.join("ca.pem")),
             api_key_file: Some(self.home.join("api-key")),
+            apns_endpoint: Some(self.apns_endpoint.clone()),
+            apns_roots: Some(self.home.join("push-root.pem")),
             ..ServeOptions::default()
         }
         .resolve()

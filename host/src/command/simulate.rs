@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use wasmdm_simulator::Authority;
+use wasmdm_simulator::apns::PushAuthority;
 use wasmdm_simulator::cli::{SimulateArguments, simulate};
 
 /// Simulate devices against any MDM server.
@@ -14,7 +15,7 @@ pub struct SimulateOptions {
     #[command(flatten)]
     arguments: SimulateArguments,
 
-    /// Only make the devices' authority in --ca-dir: DIR/root.pem is for the server's --ca
+    /// Only make the authorities in --ca-dir: DIR/root.pem is for the server's --ca, DIR/push-root.pem for its --apns-roots
     #[arg(long, requires = "ca_dir")]
     make_ca: bool,
 }
@@ -26,6 +27,7 @@ pub async fn run(options: SimulateOptions) -> anyhow::Result<ExitCode> {
     if make_ca {
         let directory = arguments.ca_dir.clone().context("ca-dir: it is missing")?;
         Authority::load_or_create(&directory, arguments.seed, arguments.key_type, usize::from(arguments.keys))?;
+        PushAuthority::load_or_create(&directory)?;
         writeln!(out, "{}", directory.join("root.pem").display())?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -14,6 +14,9 @@ fn the_demo_shows_the_main_job_through_to_the_swapped_plugin() {
         "the room heard:",
         "is enrolled now",
         "polls were answered meanwhile, 0 failed",
+        "it wakes devices through a push service at localhost:",
+        "answered 200 OK: queued, and pushed as ",
+        "the push service woke DEMO0004, whose push magic it carried",
         "answered SecurityInfo: Acknowledged",
     ] {
         assert!(out.contains(told), "{told}: {out}");

@@ -11,6 +11,7 @@ use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, Devi
 
 use crate::api::{call_at, enqueue_at, enqueue_with, json};
 use crate::in_process::Server;
+use crate::process::{Home, run};
 
 /// A server whose pushes go to the fake, with a certificate for the authority's devices.
 pub(crate) async fn server(authority: &Authority, apns: &FakeApns, home: &Path) -> Server {
@@ -149,6 +150,30 @@ async fn a_renewed_push_certificate_is_used_from_the_next_push_on() {
     assert_eq!(serials.len(), 2);
     assert_ne!(serials[0], serials[1]);
     server.stop().await;
+}
+
+/// A push service of one's own, as docs/operations.md shows it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simulated_devices_come_when_a_push_wakes_them() {
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().to_string_lossy().into_owned();
+    let (code, _, error) = run(&["simulate", "--ca-dir", &ca, "--make-ca"]);
+    assert_eq!(code, 0, "{error}");
+    // Free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (endpoint, listen, roots) = (format!("localhost:{port}"), format!("127.0.0.1:{port}"), format!("{ca}/push-root.pem"));
+    let root = std::fs::read_to_string(directory.path().join("root.pem")).unwrap();
+    let home = Home::new(&root).with(&["--apns-endpoint", &endpoint, "--apns-roots", &roots]);
+    let server = home.start();
+    let url = server.url();
+    let usual =
+        ["simulate", "--url", &url, "--ca-dir", &ca, "--devices", "12", "--commands", "3", "--not-now", "1", "--push", "--push-listen", &listen];
+    let (code, out, error) = run(&[&usual[..], &["--api-key", crate::process::API_KEY]].concat());
+    assert_eq!(code, 0, "{out}{error}{:#?}", server.log());
+    assert!(out.contains("36 commands queued, 12 devices woken"), "{out}");
+
+    let (code, _, error) = run(&["simulate", "--url", &url, "--ca-dir", &ca, "--push"]);
+    assert!(code != 0 && error.contains("--commands"), "{error}");
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -79,11 +79,26 @@ impl ApiClient {
         self.call("push", ids, "", Bytes::new()).await
     }
 
+    /// Stores a push certificate with its key, both PEM.
+    pub async fn store_push_certificate(&mut self, pem: String) -> Result<(), SimulatorError> {
+        let answer = self.send(Uri::from_static("/v1/pushcert"), pem.into()).await?;
+        if answer.status.is_success() {
+            return Ok(());
+        }
+        let problem =
+            answer.json.get("error").and_then(Value::as_str).map_or_else(|| format!("HTTP status {}", answer.status.as_u16()), str::to_owned);
+        Err(SimulatorError::Argument { name: "push", problem: format!("the server does not take the push certificate: {problem}") })
+    }
+
     async fn call(&mut self, what: &str, ids: &[&str], query: &str, body: Bytes) -> Result<ApiAnswer, SimulatorError> {
         let ids: Vec<String> = ids.iter().map(|id| escape(id)).collect();
         let path: Uri = format!("/v1/{what}/{}{query}", ids.join(","))
             .parse()
             .map_err(|error| SimulatorError::Argument { name: "enrollment ids", problem: format!("{error}") })?;
+        self.send(path, body).await
+    }
+
+    async fn send(&mut self, path: Uri, body: Bytes) -> Result<ApiAnswer, SimulatorError> {
         let mut headers = HeaderMap::new();
         headers.insert(http::header::AUTHORIZATION, self.authorization.clone());
         let Answer { status, body, .. } = self.connection.request(Method::PUT, path, headers, body).await?;

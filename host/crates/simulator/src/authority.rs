@@ -332,18 +332,18 @@ fn blocks(path: &Path) -> Result<Vec<Vec<u8>>, SimulatorError> {
     Ok(blocks.into_iter().map(pem::Pem::into_contents).collect())
 }
 
-fn first_block(path: &Path) -> Result<Vec<u8>, SimulatorError> {
+pub(crate) fn first_block(path: &Path) -> Result<Vec<u8>, SimulatorError> {
     blocks(path)?
         .into_iter()
         .next()
         .ok_or_else(|| SimulatorError::Argument { name: "ca-dir", problem: format!("{} holds no PEM block", path.display()) })
 }
 
-fn write(path: &Path, text: &str) -> Result<(), SimulatorError> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), SimulatorError> {
     std::fs::write(path, text).map_err(|error| SimulatorError::io(path, error))
 }
 
-fn write_private(path: &Path, text: &str) -> Result<(), SimulatorError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), SimulatorError> {
     use std::io::Write as _;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true);

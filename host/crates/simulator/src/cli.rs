@@ -1,5 +1,6 @@
 //! `wasmdm simulate`: simulated devices against any server, from the command line.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use wasmdm_protocol::enrollment::EnrollmentKind;
 
 use crate::api::ApiClient;
+use crate::apns::{FakeApns, FakeApnsOptions, PushAuthority};
 use crate::authority::{Authority, KeyType};
 use crate::behaviour::Behaviour;
 use crate::connection::Target;
@@ -118,9 +120,13 @@ pub struct SimulateArguments {
     /// Commands to queue for each device and work off
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub commands: u64,
-    /// Let the server wake the devices (simulated ones do not hear it)
-    #[arg(long)]
+    /// Run a push service, store a certificate of it at the server, and let devices come only when they are woken; the server is to be
+    /// started with --apns-endpoint localhost:2197 --apns-roots DIR/push-root.pem, which --make-ca makes
+    #[arg(long, requires = "ca_dir")]
     pub push: bool,
+    /// Where the push service listens
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:2197", requires = "push")]
+    pub push_listen: SocketAddr,
     /// How often each device answers its first command NotNow
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub not_now: u32,
@@ -246,6 +252,9 @@ pub async fn simulate(arguments: SimulateArguments) -> Result<Report, SimulatorE
 
 /// The same, showing how far it is on the caller's bar.
 pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar) -> Result<Report, SimulatorError> {
+    if arguments.push && arguments.commands == 0 {
+        return Err(SimulatorError::Argument { name: "push", problem: "devices are woken for commands: add --commands".into() });
+    }
     let target = arguments.target()?;
     let proof = arguments.proof()?;
     let mut api = if arguments.commands > 0 || arguments.live.is_some() { Some(arguments.api()?) } else { None };
@@ -264,6 +273,10 @@ pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar)
     {
         return live(arguments, seconds, authority, &target, api, proof, journal, progress).await;
     }
+    let push = match (&arguments.ca_dir, &mut api) {
+        (Some(directory), Some(api)) if arguments.push => Some(push_service(arguments, directory, &authority, api).await?),
+        _ => None,
+    };
     let mut fleet = Fleet::new(
         &authority,
         target,
@@ -283,6 +296,7 @@ pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar)
             expect_deny: arguments.expect_deny,
             journal,
             server_pid: arguments.server_pid,
+            push,
             progress,
         },
     )?;
@@ -309,6 +323,22 @@ pub async fn simulate_with(arguments: &SimulateArguments, progress: ProgressBar)
         fleet.measure_ceiling(Duration::from_secs(1)).await?;
     }
     Ok(fleet.report)
+}
+
+/// A push service that the server believes, with a certificate that it believes.
+async fn push_service(
+    arguments: &SimulateArguments,
+    directory: &Path,
+    authority: &Authority,
+    api: &mut ApiClient,
+) -> Result<Arc<FakeApns>, SimulatorError> {
+    let push_authority = Arc::new(PushAuthority::load_or_create(directory)?);
+    let options =
+        FakeApnsOptions { address: arguments.push_listen, authority: Some(Arc::clone(&push_authority)), remembered: 0, ..FakeApnsOptions::default() };
+    let push = FakeApns::start_with(options)?;
+    let certificate = push_authority.issue(authority.topic())?;
+    api.store_push_certificate(format!("{}{}", certificate.certificate_pem, certificate.private_key_pem)).await?;
+    Ok(Arc::new(push))
 }
 
 #[expect(clippy::too_many_arguments, reason = "what the command line has made already")]

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use wasmdm_protocol::enrollment::EnrollmentKind;
 
 use crate::api::{ApiClient, IDS_PER_REQUEST};
+use crate::apns::{FakeApns, WakeUps};
 use crate::authority::{Authority, derive_uuid};
 use crate::behaviour::Behaviour;
 use crate::connection::{Connection, Target};
@@ -66,6 +67,8 @@ pub struct FleetOptions {
     pub journal: Option<Arc<JournalWriter>>,
     /// The server's process, to read its CPU time.
     pub server_pid: Option<u32>,
+    /// Devices do not come by themselves to work off their queue: this service wakes them.
+    pub push: Option<Arc<FakeApns>>,
     /// How far it is.
     pub progress: ProgressBar,
 }
@@ -88,6 +91,7 @@ impl Default for FleetOptions {
             expect_deny: false,
             journal: None,
             server_pid: None,
+            push: None,
             progress: ProgressBar::hidden(),
         }
     }
@@ -115,6 +119,9 @@ pub struct Fleet {
     target: Target,
     options: FleetOptions,
     enqueues: u64,
+    topic: String,
+    /// What wakes each device, by its number.
+    wake_ups: HashMap<u64, WakeUps>,
 }
 
 /// A worker's share: its devices and its connection.
@@ -132,7 +139,22 @@ struct Outcome {
     sessions: Vec<(u64, Session)>,
     denied: Vec<u64>,
     enrolled: u64,
+    woken: u64,
 }
+
+/// Waits for a push that is the device's.
+async fn woken(device: &Device, wake_ups: &mut WakeUps, within: Duration) -> Result<(), String> {
+    let id = device.id();
+    match tokio::time::timeout(within, wake_ups.next()).await {
+        Ok(Some(wake_up)) if wake_up.magic.as_deref() == Some(device.push_magic.as_str()) => Ok(()),
+        Ok(Some(_)) => Err(format!("{id} got a push with another magic than its own")),
+        Ok(None) => Err(format!("{id} cannot be reached by the push service")),
+        Err(_) => Err(format!("{id} was not woken within {} s", within.as_secs())),
+    }
+}
+
+/// How long a device waits for its push at least.
+const WAKE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The most problems that one worker remembers in words.
 const WORKER_PROBLEMS: usize = 20;
@@ -189,7 +211,17 @@ impl Fleet {
             target,
             options,
             enqueues: 0,
+            topic: authority.topic().to_owned(),
+            wake_ups: HashMap::new(),
         })
+    }
+
+    /// From now on the push service reaches the devices, if there is one.
+    fn listen(&mut self) {
+        let Some(push) = &self.options.push else { return };
+        for device in &self.devices {
+            self.wake_ups.entry(device.number).or_insert_with(|| push.subscribe(&device.token, &self.topic));
+        }
     }
 
     /// Enrolls all devices. A device that is denied takes no part in what follows.
@@ -256,6 +288,7 @@ impl Fleet {
     /// Queues so many commands for each device that is not denied. The devices' behaviour decides how they will be answered.
     /// Answers the UUIDs by enrollment id, in the order of queueing.
     pub async fn enqueue(&mut self, api: &mut ApiClient, per_device: u64, push: bool) -> Result<BTreeMap<String, Vec<String>>, SimulatorError> {
+        self.listen();
         let ids: Vec<String> = self.devices.iter().filter(|device| !self.denied.contains(&device.number)).map(Device::id).collect();
         self.begin("queueing commands");
         self.options.progress.set_length(per_device);
@@ -341,14 +374,28 @@ impl Fleet {
         let sessions = most + usize::try_from(self.options.behaviour.not_now_first).unwrap_or_default() + 10;
         let progress = self.options.progress.clone();
         let denied = self.denied.clone();
+        let wake_ups = Arc::new(parking_lot::Mutex::new(std::mem::take(&mut self.wake_ups)));
+        let within = self.options.patience.max(WAKE_PATIENCE);
         self.begin("answering commands");
         let outcomes = self
             .phase("commands", move |mut share| {
                 let progress = progress.clone();
                 let denied = denied.clone();
+                let wake_ups = Arc::clone(&wake_ups);
                 async move {
                     for device in &mut share.devices {
                         if !denied.contains(&device.number) {
+                            let waking = wake_ups.lock().remove(&device.number);
+                            if let Some(mut waking) = waking {
+                                match woken(device, &mut waking, within).await {
+                                    Ok(()) => share.outcome.woken += 1,
+                                    Err(problem) => {
+                                        share.outcome.problem(problem);
+                                        progress.inc(1);
+                                        continue;
+                                    }
+                                }
+                            }
                             match device.poll_until_done(&mut share.connection, sessions).await {
                                 Ok(sessions) => {
                                     let number = device.number;
@@ -365,6 +412,7 @@ impl Fleet {
             .await?;
         let mut finals: HashMap<u64, BTreeMap<String, Vec<String>>> = HashMap::new();
         for outcome in outcomes {
+            self.report.woken += outcome.woken;
             for (number, session) in outcome.sessions {
                 for command in session.commands {
                     let Some(status) = command.status else {

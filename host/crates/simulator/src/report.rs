@@ -24,6 +24,8 @@ pub struct Report {
     pub denied: u64,
     /// Commands given to the API and confirmed, counted per device.
     pub commands_enqueued: u64,
+    /// Devices that a push has woken.
+    pub woken: u64,
     /// Reports by their status.
     pub reports: BTreeMap<String, u64>,
     /// Commands that came again although the device had not asked to be asked later.
@@ -156,6 +158,9 @@ impl Report {
         writeln!(out, "{} devices over {} connections: {} enrolled, {} denied", self.devices, self.connections, self.enrolled, self.denied)?;
         if self.commands_enqueued > 0 || !self.reports.is_empty() {
             write!(out, "{} commands queued", self.commands_enqueued)?;
+            if self.woken > 0 {
+                write!(out, ", {} devices woken", self.woken)?;
+            }
             for (status, count) in &self.reports {
                 write!(out, ", {count} × {status}")?;
             }

@@ -1,6 +1,7 @@
 //! Who issues the push service's own certificate, and push certificates.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{
@@ -12,10 +13,14 @@ use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 
+use crate::authority::{first_block, write, write_private};
 use crate::error::SimulatorError;
 
 /// `userId`, 0.9.2342.19200300.100.1.1: a push certificate's topic.
 const USER_ID: [u64; 7] = [0, 9, 2342, 19_200_300, 100, 1, 1];
+
+const ROOT: &str = "push-root.pem";
+const ROOT_KEY: &str = "push-root-key.pem";
 
 /// A throw-away authority.
 pub struct PushAuthority {
@@ -83,8 +88,28 @@ impl PushAuthority {
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let root = parameters.self_signed(&key).map_err(failed)?;
-        let issuer = Issuer::from_ca_cert_der(root.der(), key).map_err(failed)?;
-        Ok(Self { issuer, root: root.der().clone(), root_pem: root.pem() })
+        Self::assemble(root.der().clone(), key)
+    }
+
+    /// The one in that directory (`push-root.pem`, `push-root-key.pem`), made if there is none.
+    pub fn load_or_create(directory: &Path) -> Result<Self, SimulatorError> {
+        let (root_path, key_path) = (directory.join(ROOT), directory.join(ROOT_KEY));
+        if root_path.exists() && key_path.exists() {
+            let failed = |error| SimulatorError::cryptography("push authority", error);
+            let key = KeyPair::try_from(first_block(&key_path)?).map_err(failed)?;
+            return Self::assemble(first_block(&root_path)?.into(), key);
+        }
+        std::fs::create_dir_all(directory).map_err(|error| SimulatorError::io(directory, error))?;
+        let new = Self::new()?;
+        write_private(&key_path, &new.issuer.key().serialize_pem())?;
+        write(&root_path, &new.root_pem)?;
+        Ok(new)
+    }
+
+    fn assemble(root: CertificateDer<'static>, key: KeyPair) -> Result<Self, SimulatorError> {
+        let issuer = Issuer::from_ca_cert_der(&root, key).map_err(|error| SimulatorError::cryptography("push authority", error))?;
+        let root_pem = pem::encode(&pem::Pem::new("CERTIFICATE", root.to_vec()));
+        Ok(Self { issuer, root, root_pem })
     }
 
     /// Its own certificate.
