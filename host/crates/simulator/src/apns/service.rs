@@ -86,7 +86,7 @@ pub struct Counters {
     pub connections: u64,
     /// TLS handshakes that failed.
     pub failed_handshakes: u64,
-    /// Requests.
+    /// Requests that arrived whole.
     pub requests: u64,
     /// Pushes that went to their device, or are kept for it.
     pub delivered: u64,
@@ -221,7 +221,6 @@ impl Service {
     pub(super) fn begin_request(&self) {
         let now = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
         let mut counters = self.counters.lock();
-        counters.requests += 1;
         counters.most_at_once = counters.most_at_once.max(now);
     }
 
@@ -240,6 +239,7 @@ impl Service {
 
     /// Decides, delivers and records.
     pub(super) fn judge(&self, client: &Client, connection: u64, head: &request::Parts, body: &Bytes) -> Verdict {
+        self.counters.lock().requests += 1;
         let mut delay = Duration::from_micros(self.latency.load(Ordering::Relaxed));
         let checked = check(client, head, body);
         let action = match &checked {
