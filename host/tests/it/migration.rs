@@ -80,6 +80,49 @@ async fn a_fleet_of_nanomdm_is_brought_twice_and_the_database_is_sound() {
     assert!(server.log().iter().any(|line| line.contains("was migrated: SetBootstrapToken")));
 }
 
+/// The way that docs/operations.md describes, to its end: the devices come with the certificates that they have, fetch what waits for them and
+/// are not enrolled anew; then the doors are shut, and a stranger's certificate is taken by none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migrated_fleet_comes_with_its_old_certificates_and_goes_on() {
+    let authority = Authority::new(84).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--migration", "--retro"]);
+    let server = home.start();
+    let (mut devices, mut users) = fleet(&authority);
+    for (device, user) in devices.iter_mut().zip(&mut users) {
+        user.udid.clone_from(&device.udid);
+        user.enrollment_id.clone_from(&device.enrollment_id);
+    }
+    for answer in nano2nano(&server, &devices, &users).await {
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
+    }
+    let ids: Vec<String> = devices.iter().map(Device::id).collect();
+    enqueue(&server, &ids.join(","), "after-the-move", "ProfileList").await;
+    let mut connection = Connection::to(&server.url()).unwrap();
+    for device in &mut devices {
+        let session = device.poll_until_idle(&mut connection).await.unwrap();
+        assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["after-the-move"]);
+    }
+    // The bootstrap token came with them.
+    let asked = devices[0].get_bootstrap_token().unwrap();
+    let answer = devices[0].send(&mut connection, asked).await.unwrap();
+    let answer: plist::Dictionary = plist::from_bytes(&answer.body).unwrap();
+    assert_eq!(answer["BootstrapToken"].as_data(), Some(devices[0].bootstrap_token().as_slice()));
+    server.stop();
+
+    let home = home.without(&["--migration", "--retro"]);
+    let server = home.start();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    for device in &mut devices {
+        assert_eq!(device.poll_until_idle(&mut connection).await.unwrap().commands.len(), 0);
+    }
+    let mut thief = Device::new(&authority, 9).unwrap();
+    thief.udid.clone_from(&devices[0].udid);
+    let idle = thief.idle().unwrap();
+    assert_eq!(thief.send(&mut connection, idle).await.unwrap().status, StatusCode::BAD_REQUEST);
+    home.check(&[]);
+    assert!(!server.log().iter().any(|line| line.contains("authenticated")), "nobody enrolled");
+}
+
 #[tokio::test]
 async fn what_cannot_be_brought_is_a_400_with_a_sentence() {
     let authority = Authority::new(82).unwrap();

@@ -72,6 +72,12 @@ impl Home {
         self
     }
 
+    /// Leaves flags out of every later start.
+    pub(crate) fn without(mut self, arguments: &[&str]) -> Self {
+        self.extra.retain(|argument| !arguments.contains(&argument.as_str()));
+        self
+    }
+
     /// Adds a variable to every start.
     pub(crate) fn with_variable(mut self, name: &str, value: &Path) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
