@@ -1,7 +1,7 @@
 //! What operators upload. The files in `uploads` are OpenSSL's.
 
 use wasmdm_apns::ClientCertificate;
-use wasmdm_apns::push_certificate::{PushCertificateError, PushCertificatePair};
+use wasmdm_apns::push_certificate::{FileForm, PushCertificateError, PushCertificatePair};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_simulator::apns::{PushAuthority, PushCertificateRequest};
 
@@ -74,6 +74,37 @@ fn of_several_certificates_the_one_that_fits_the_key_counts() {
         let pair = read(upload, None).unwrap();
         assert_eq!((pair.certificate_pem.replace('\r', ""), pair.serial), (issued.certificate_pem.replace('\r', ""), issued.serial.clone()));
     }
+}
+
+/// A renewed certificate may have the key of the one before, and whoever sends both means the new one.
+#[test]
+fn of_two_certificates_of_one_key_the_one_that_ends_last_counts() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = |topic: &str, year| {
+        let mut parameters = rcgen::CertificateParams::default();
+        let topic = rcgen::DnValue::Utf8String(topic.to_owned());
+        parameters.distinguished_name.push(rcgen::DnType::CustomDnType(vec![0, 9, 2342, 19_200_300, 100, 1, 1]), topic);
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        parameters.self_signed(&key).unwrap().pem()
+    };
+    let (old, new, pem) = (made(TOPIC, 2020), made(TOPIC, 2040), key.serialize_pem());
+    for upload in [format!("{old}{new}{pem}"), format!("{new}{old}{pem}")] {
+        assert!(read(upload, None).unwrap().not_after.to_string().starts_with("2040"));
+    }
+    let other = made("com.apple.mgmt.External.other", 2041);
+    assert!(matches!(read(format!("{new}{other}{pem}"), None).unwrap_err(), PushCertificateError::SeveralTopics(..)));
+}
+
+/// What Apple's portal gave and the key that was made for it are two files, of any form.
+#[test]
+fn files_that_belong_together_are_read_together() {
+    let der = pem::parse(RSA).unwrap().into_contents();
+    assert_eq!((FileForm::of(&der), FileForm::of(RSA.as_bytes())), (FileForm::DerCertificate, FileForm::Text));
+    assert_eq!(FileForm::of(include_bytes!("uploads/new.p12")), FileForm::Pkcs12);
+    check(&PushCertificatePair::read_all(&[der.as_slice(), RSA_PKCS8.as_bytes()], None).unwrap());
+    check(&PushCertificatePair::read_all(&[EC.as_bytes(), EC_AES256.as_bytes()], Some("secret")).unwrap());
+    check(&PushCertificatePair::read_all(&[EC.as_bytes(), include_bytes!("uploads/new.p12")], Some("secret")).unwrap());
+    assert_eq!(PushCertificatePair::read_all(&[&der], None).unwrap_err(), PushCertificateError::NoPrivateKey);
 }
 
 /// Edge case 31. Each wrong upload is refused in one sentence that says what is wrong and what to do.
