@@ -12,6 +12,7 @@ pub mod listener;
 pub mod migration;
 pub mod plugins;
 pub mod problem;
+pub mod push_certificates;
 pub mod v1;
 
 use std::sync::Arc;
@@ -88,6 +89,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/plugins/reload", post(plugins::reload_all))
         .route("/api/v1/plugins/{name}", get(plugins::show))
         .route("/api/v1/plugins/{name}/reload", post(plugins::reload))
+        .route("/api/v1/push-certificates", get(push_certificates::list))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::bearer_or_basic));
     let open = Router::new()
         .route("/version", any(v1::version))
