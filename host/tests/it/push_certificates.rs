@@ -100,7 +100,6 @@ fn wrong(in_use: &InUse) -> Vec<(&'static str, &'static str, String)> {
         ("a damaged certificate", "cannot be read", format!("{}{}", empty("CERTIFICATE"), good.private_key_pem)),
         ("a damaged key", "cannot be read", format!("{}{}", good.certificate_pem, empty("PRIVATE KEY"))),
         ("a request instead of a certificate", "CERTIFICATE REQUEST", format!("{}{}", both(&good), empty("CERTIFICATE REQUEST"))),
-        ("an old encryption", "openssl pkcs8", format!("{}{}", upload("rsa.pem"), upload("rsa-old-encryption.pem"))),
     ]
 }
 
@@ -116,6 +115,8 @@ async fn a_wrong_upload_is_refused_in_one_sentence_and_changes_nothing() {
     let mut cases: Vec<(&str, &str, Vec<u8>)> = wrong(&in_use).into_iter().map(|(case, says, body)| (case, says, body.into_bytes())).collect();
     let encrypted = format!("{}{}", upload("ec.pem"), upload("ec-aes256.pem"));
     cases.push(("an encrypted key", "wasmdm push-certificate import", encrypted.into_bytes()));
+    let old_encryption = format!("{}{}", upload("rsa.pem"), upload("rsa-old-des3.pem"));
+    cases.push(("a key in OpenSSL's old encryption", "wasmdm push-certificate import", old_encryption.into_bytes()));
     cases.push(("PKCS#12", "wasmdm push-certificate import", std::fs::read(uploads("new.p12")).unwrap()));
     let der = pem::parse(in_use.push.issue(&in_use.topic).unwrap().certificate_pem).unwrap().into_contents();
     cases.push(("a certificate in DER", "wasmdm push-certificate import", der.clone()));
@@ -183,6 +184,9 @@ async fn the_import_command_refuses_what_is_wrong_in_one_sentence() {
     let encrypted = in_use.file("encrypted.pem", format!("{}{}", upload("ec.pem"), upload("ec-aes256.pem")));
     cases.push(("encrypted without password", "give its password", encrypted.clone(), vec![]));
     cases.push(("encrypted with another password", "does not open", encrypted, vec!["--password-file", wrong_secret]));
+    let old_encryption = in_use.file("old-encryption.pem", format!("{}{}", upload("rsa.pem"), upload("rsa-old-des3.pem")));
+    cases.push(("old encryption without password", "give its password", old_encryption.clone(), vec![]));
+    cases.push(("old encryption with another password", "does not open", old_encryption, vec!["--password-file", wrong_secret]));
     cases.push(("PKCS#12 without password", "missing or wrong", uploads("old.p12"), vec![]));
     cases.push(("PKCS#12 with another password", "missing or wrong", uploads("new.p12"), vec!["--password-file", wrong_secret]));
     cases.push(("PKCS#12 without key", "export both", uploads("without-key.p12"), vec!["--password-file", secret]));
@@ -228,7 +232,7 @@ async fn certificates_of_every_usual_form_are_imported() {
     let (password, api_key) = (write("password", b"secret"), write("api-key", API_KEY.as_bytes()));
     let der = write("rsa.cer", pem::parse(upload("rsa.pem")).unwrap().contents());
     let whole = write("whole.pem", format!("{}{}", upload("ec-scrypt.pem"), upload("ec.pem")).as_bytes());
-    let good: [(PathBuf, Option<&str>); 12] = [
+    let good: [(PathBuf, Option<&str>); 14] = [
         (uploads("rsa.pem"), Some("rsa-pkcs8.pem")),
         (uploads("rsa.pem"), Some("rsa-pkcs1.pem")),
         (der.clone(), Some("rsa-pkcs8.pem")),
@@ -236,6 +240,8 @@ async fn certificates_of_every_usual_form_are_imported() {
         (uploads("ec.pem"), Some("ec-pkcs8.pem")),
         (uploads("ec.pem"), Some("ec-aes256.pem")),
         (uploads("ec.pem"), Some("ec-des3.pem")),
+        (uploads("rsa.pem"), Some("rsa-old-des3.pem")),
+        (uploads("ec.pem"), Some("ec-old-aes128.pem")),
         (whole, None),
         (uploads("new.p12"), None),
         (uploads("old.p12"), None),

@@ -13,6 +13,8 @@ use pkcs8::pkcs5::{EncryptionScheme, pbes2::Kdf};
 use wasmdm_protocol::time::Timestamp;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::old_encryption;
+
 /// The subject attribute that names the topic.
 const USER_ID: &str = "0.9.2342.19200300.100.1.1";
 /// Topics of Apple's push certificates for MDM begin so.
@@ -63,8 +65,6 @@ pub enum PushCertificateError {
     PasswordNeeded,
     #[error("password: it does not open the private key: give the one that the key was encrypted with")]
     WrongPassword,
-    #[error("private key: it is encrypted in OpenSSL's old form (Proc-Type: 4,ENCRYPTED): convert it with `openssl pkcs8 -topk8` first")]
-    OldEncryption,
     #[error("private key: its encryption is not understood: convert it with `openssl pkcs8 -topk8 -v2 aes-256-cbc` first")]
     UnknownEncryption,
     #[error("private key: its encryption asks for too much work: encrypt it again with fewer iterations")]
@@ -271,8 +271,8 @@ fn serial(bytes: &[u8]) -> String {
 
 /// The key without its password.
 pub(crate) fn decrypted(key: Pem, password: Option<&str>) -> Result<Pem, PushCertificateError> {
-    if key.headers().get("Proc-Type").is_some_and(|value| value.contains("ENCRYPTED")) {
-        return Err(PushCertificateError::OldEncryption);
+    if old_encryption::is_old(&key) {
+        return old_encryption::decrypted(&key, password.ok_or(PushCertificateError::PasswordNeeded)?);
     }
     if key.tag() != "ENCRYPTED PRIVATE KEY" {
         return Ok(key);

@@ -10,6 +10,8 @@ const RSA: &str = include_str!("uploads/rsa.pem");
 const RSA_PKCS8: &str = include_str!("uploads/rsa-pkcs8.pem");
 const RSA_PKCS1: &str = include_str!("uploads/rsa-pkcs1.pem");
 const RSA_OLD_ENCRYPTION: &str = include_str!("uploads/rsa-old-encryption.pem");
+const RSA_OLD_DES3: &str = include_str!("uploads/rsa-old-des3.pem");
+const EC_OLD_AES128: &str = include_str!("uploads/ec-old-aes128.pem");
 const EC: &str = include_str!("uploads/ec.pem");
 const EC_SEC1: &str = include_str!("uploads/ec-sec1.pem");
 const EC_PKCS8: &str = include_str!("uploads/ec-pkcs8.pem");
@@ -48,6 +50,18 @@ fn keys_under_a_password_are_opened() {
         assert_eq!(read(&upload, None).unwrap_err(), PushCertificateError::PasswordNeeded);
         assert_eq!(read(&upload, Some("Secret")).unwrap_err(), PushCertificateError::WrongPassword);
     }
+}
+
+/// Not only old: MicroMDM's `mdmctl` writes keys so to this day.
+#[test]
+fn keys_in_the_old_form_of_openssl_are_opened_too() {
+    for key in [RSA_OLD_ENCRYPTION, RSA_OLD_DES3] {
+        let upload = format!("{RSA}{key}");
+        check(&read(&upload, Some("secret")).unwrap());
+        assert_eq!(read(&upload, None).unwrap_err(), PushCertificateError::PasswordNeeded);
+        assert_eq!(read(&upload, Some("Secret")).unwrap_err(), PushCertificateError::WrongPassword);
+    }
+    check(&read(format!("{EC}{EC_OLD_AES128}"), Some("secret")).unwrap());
 }
 
 #[test]
@@ -127,7 +141,8 @@ fn wrong_uploads_are_refused_with_the_reason() {
         (both(EC, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), None, "private key: ", "cannot be read"),
         (both("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", EC_SEC1), None, "certificate: ", "cannot be read"),
         (both(EC, "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"), None, "a PEM block", "CERTIFICATE REQUEST"),
-        (both(RSA, RSA_OLD_ENCRYPTION), Some("secret"), "private key: ", "openssl pkcs8"),
+        (both(RSA, &RSA_OLD_ENCRYPTION.replace("AES-256-CBC", "IDEA-CBC")), Some("secret"), "private key: ", "openssl pkcs8"),
+        (both(RSA, &RSA_OLD_ENCRYPTION.replace("AES-256-CBC,", "AES-256-CBC,0")), Some("secret"), "private key: ", "openssl pkcs8"),
         (both(EC, EC_PBES1), Some("secret"), "private key: ", "openssl pkcs8"),
         (both(EC, &costly), Some("secret"), "private key: ", "fewer iterations"),
         (both(&no_topic.certificate_pem, &no_topic.private_key_pem), None, "certificate: ", "user id"),
