@@ -65,7 +65,7 @@ impl ApplePush {
     async fn certificate(&self, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
         let failure = |code: &str, detail: String| PushFailure { code: code.to_owned(), detail, fault: "certificate", token_is_dead: false };
         let Some(stored) = self.storage.push_certificate(topic).await? else {
-            let detail = format!("no push certificate for topic \"{topic}\": store one with PUT /v1/pushcert");
+            let detail = format!("no push certificate for topic \"{topic}\": store one with `wasmdm push-certificate import`");
             return Ok(Err(failure("no-certificate", detail)));
         };
         if stored.not_after < self.clock.now() {

@@ -27,6 +27,9 @@ enum Command {
     /// Work on plugins
     #[command(subcommand)]
     Plugin(command::plugin::PluginCommand),
+    /// Get, renew and list push certificates
+    #[command(subcommand)]
+    PushCertificate(command::push_certificate::PushCertificateCommand),
     /// Work on the database
     #[command(subcommand)]
     Db(command::db::DbCommand),
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
             Command::Demo(options) => command::demo::run(options).await,
             Command::Simulate(options) => command::simulate::run(*options).await,
             Command::Plugin(plugin) => command::plugin::run(plugin).await,
+            Command::PushCertificate(push_certificate) => command::push_certificate::run(push_certificate).await,
             Command::Db(db) => command::db::run(db).await,
             Command::CompilePlugin => Ok(wasmdm_plugin_runtime::loading::compile_child_main()),
         }

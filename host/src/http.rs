@@ -12,6 +12,7 @@ pub mod listener;
 pub mod migration;
 pub mod plugins;
 pub mod problem;
+pub mod push_certificates;
 pub mod pushes;
 pub mod v1;
 
@@ -93,6 +94,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/plugins/reload", post(plugins::reload_all))
         .route("/api/v1/plugins/{name}", get(plugins::show))
         .route("/api/v1/plugins/{name}/reload", post(plugins::reload))
+        .route("/api/v1/push-certificates", get(push_certificates::list))
         .route("/api/v1/pushes", get(pushes::list).post(pushes::create))
         .route("/api/v1/pushes/{id}", get(pushes::show))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::bearer_or_basic));

@@ -42,6 +42,7 @@ use crate::http::identity::{Identity, Source};
 use crate::http::listener::Bounds;
 use crate::http::{self, App};
 use crate::observability;
+use crate::push_certificate_expiry;
 use crate::webhook::{self, Webhooks};
 
 /// How long a stopping server waits for what is in flight.
@@ -177,6 +178,7 @@ impl RunningServer {
         tracker.spawn(outbox.run(tracker.clone(), shutdown.clone()));
         let waker = Waker::new(storage.clone(), Arc::clone(&clock), pusher, config.push_rate);
         tracker.spawn(waker.run(tracker.clone(), shutdown.clone()));
+        tracker.spawn(push_certificate_expiry::watch(storage.clone(), Arc::clone(&clock), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
         let bounds = Bounds::of(config.max_connections);

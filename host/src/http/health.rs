@@ -67,6 +67,15 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
     if let Ok(counts) = app.storage.count_failing_pushes().await {
         app.push_failures.tell(counts);
     }
+    if let Ok(ends) = app.storage.push_certificate_ends().await {
+        let now = app.clock.now();
+        for (topic, not_after) in ends {
+            // Below zero when it is over.
+            #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; no certificate lives for 2^53 milliseconds")]
+            let left = not_after.as_millis().saturating_sub(now.as_millis()) as f64 / 1000.0;
+            metrics::gauge!("wasmdm_push_certificate_expires_seconds", "topic" => topic).set(left);
+        }
+    }
     app.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], app.metrics.render()).into_response()
 }

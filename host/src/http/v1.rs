@@ -11,13 +11,15 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tracing::info;
-use wasmdm_apns::push_certificate::PushCertificatePair;
+use tracing::{info, warn};
+use wasmdm_apns::push_certificate::{FileForm, PushCertificateError, PushCertificatePair};
 use wasmdm_protocol::command::Command;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::pusher::wake;
 use wasmdm_storage::StorageError;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+use wasmdm_storage::push_certificates::{StoreOutcome, StorePushCertificate, TopicUse};
 
 use super::authorization::Caller;
 use super::body::{self, COMMAND_LIMIT};
@@ -264,26 +266,80 @@ pub async fn push_certificate(State(app): State<Arc<App>>, Query(query): Query<T
     }
 }
 
+/// `?topic=…&new_topic=…`; neither is in NanoMDM.
+#[derive(Debug, Deserialize)]
+pub struct StoreQuery {
+    /// Which topic the certificate must have.
+    topic: Option<String>,
+    /// The topic may be one that no device uses, although devices use others.
+    new_topic: Option<String>,
+}
+
 /// Stores a push certificate with its key, both PEM in one body.
-pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Request) -> Response {
+pub async fn store_push_certificate(State(app): State<Arc<App>>, Query(query): Query<StoreQuery>, request: Request) -> Response {
     let (head, request_body) = request.into_parts();
     let held = match body::read(&app.budget, &head.headers, request_body, PUSH_CERTIFICATE_LIMIT).await {
         Ok(held) => held,
         Err(error) => return error.response(),
     };
     let now = app.clock.now();
-    let pair = match PushCertificatePair::from_pem(&held.bytes, None).and_then(|pair| pair.check_validity(now).map(|()| pair)) {
+    let pair = match checked_push_certificate(&held.bytes, query.topic.as_deref(), now) {
         Ok(pair) => pair,
-        Err(problem) => return error(StatusCode::BAD_REQUEST, &problem.to_string()),
+        Err(problem) => return error(StatusCode::BAD_REQUEST, &problem),
     };
-    let (topic, not_after) = (pair.topic.clone(), pair.not_after);
-    match app.storage.store_push_certificate(&TenantId::default(), &topic, pair.certificate_pem, pair.private_key_pem, not_after, now).await {
-        Ok(()) => {
-            info!(topic = topic, "Push certificate of topic {topic} stored");
+    let (topic, not_after) = (pair.topic, pair.not_after);
+    let store = StorePushCertificate {
+        tenant: TenantId::default(),
+        topic: topic.clone(),
+        certificate_pem: pair.certificate_pem,
+        private_key_pem: pair.private_key_pem,
+        not_after,
+        may_be_new: is_yes(query.new_topic.as_deref()),
+        now,
+    };
+    match app.storage.store_push_certificate(store).await {
+        Ok(StoreOutcome::Stored) => {
+            info!(topic = topic, serial = pair.serial, "Push certificate of topic {topic} stored; it ends at {not_after}");
             json(StatusCode::OK, &PushCertificateResult { not_after: seconds(not_after), topic })
+        }
+        Ok(StoreOutcome::OtherTopicsInUse(used)) => {
+            let problem = other_topics_in_use(&topic, &used);
+            warn!(topic = topic, "A push certificate was not stored: {problem}");
+            error(StatusCode::CONFLICT, &problem)
         }
         Err(problem) => error(storage_status(&problem), &problem.to_string()),
     }
+}
+
+fn checked_push_certificate(upload: &[u8], topic: Option<&str>, now: Timestamp) -> Result<PushCertificatePair, String> {
+    const IMPORT: &str = "use `wasmdm push-certificate import`, which opens it";
+    match FileForm::of(upload) {
+        FileForm::Text => {}
+        FileForm::DerCertificate => return Err(format!("this is a certificate in DER without its key, and PEM of both is taken here: {IMPORT}")),
+        FileForm::Pkcs12 => return Err(format!("this is a PKCS#12 or another binary file, and PEM is taken here: {IMPORT}")),
+    }
+    let pair = match PushCertificatePair::from_pem(upload, None) {
+        Ok(pair) => pair,
+        Err(PushCertificateError::PasswordNeeded) => {
+            return Err(format!("private key: it is encrypted, and no passwords are taken here: {IMPORT}"));
+        }
+        Err(problem) => return Err(problem.to_string()),
+    };
+    pair.check_validity(now).and_then(|()| topic.map_or(Ok(()), |topic| pair.check_topic(topic))).map_err(|problem| problem.to_string())?;
+    Ok(pair)
+}
+
+/// Most likely the certificate was made anew, or with another Apple account, where the old one should have been renewed.
+fn other_topics_in_use(topic: &str, used: &[TopicUse]) -> String {
+    let mut topics = used.iter().take(3).map(|used| format!("`{}` ({} channels)", used.topic, used.channels)).collect::<Vec<_>>();
+    if used.len() > topics.len() {
+        topics.push(format!("{} more", used.len() - topics.len()));
+    }
+    format!(
+        "certificate: its topic is `{topic}`, which no device here uses, and devices are enrolled under {}: renew their certificate with the Apple account \
+         that it was made with, or add `?new_topic=1` if this is a further topic",
+        topics.join(", ")
+    )
 }
 
 /// The version, for anyone.
@@ -320,6 +376,6 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
 }
 
 /// RFC 3339 without fractions, as NanoMDM writes it.
-fn seconds(time: wasmdm_protocol::time::Timestamp) -> String {
+pub(super) fn seconds(time: Timestamp) -> String {
     jiff::Timestamp::from_millisecond(time.as_millis()).map_or_else(|_| time.to_string(), |time| format!("{time:.0}"))
 }

@@ -28,7 +28,7 @@ const DEVICE_ROUTES: [&str; 2] = ["/mdm", "/checkin"];
 /// What devices fetch from another server, where one is configured.
 const PROXIED_ROUTES: [&str; 2] = ["/authproxy/", "/authproxy/{*path}"];
 /// Where nobody but clients of the API and monitoring talk: a 401 is their answer.
-const OTHER_ROUTES: [&str; 19] = [
+const OTHER_ROUTES: [&str; 20] = [
     "/v1/enqueue/",
     "/v1/enqueue/{*ids}",
     "/v1/push/",
@@ -42,6 +42,7 @@ const OTHER_ROUTES: [&str; 19] = [
     "/api/v1/plugins/reload",
     "/api/v1/plugins/{name}",
     "/api/v1/plugins/{name}/reload",
+    "/api/v1/push-certificates",
     "/api/v1/pushes",
     "/api/v1/pushes/{id}",
     "/version",

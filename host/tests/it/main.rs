@@ -28,6 +28,7 @@ mod nanomdm_scenes;
 mod plugins;
 mod process;
 mod push;
+mod push_certificates;
 mod quickstart;
 mod readme;
 mod schemas;

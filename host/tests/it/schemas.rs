@@ -9,6 +9,7 @@ use boon::{Compiler, SchemaIndex, Schemas};
 use plist::{Date, Dictionary, Value};
 use serde_json::Value as Json;
 use wasmdm_protocol::enrollment::{EnrollmentKind, TenantId};
+use wasmdm_simulator::apns::{PushAuthority, PushCertificateRequest};
 use wasmdm_simulator::authority::CertificateRequest;
 use wasmdm_simulator::canary::{MARK, found_in};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Message, Product};
@@ -111,7 +112,7 @@ impl Contract {
 }
 
 /// What the recorder was handed so far, by key.
-async fn recorded(server: &Server) -> BTreeMap<String, Json> {
+pub(crate) async fn recorded(server: &Server) -> BTreeMap<String, Json> {
     recorded_by(server, "recorder").await
 }
 
@@ -259,6 +260,19 @@ async fn live(server: &Server, authority: &Authority) {
     for _ in 0..3000 {
         let seen = recorded(server).await;
         if seen.keys().any(|key| key.starts_with("event/command.expired")) && seen.keys().any(|key| key.starts_with("tick/")) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    // A push certificate that ends within the month, of a topic that no device uses; the server looks every hour.
+    let request = PushCertificateRequest { not_after: (2027, 2, 1), ..PushCertificateRequest::new("com.apple.mgmt.External.ending") };
+    let ending = PushAuthority::new().unwrap().issue_as(&request).unwrap();
+    let pem = format!("{}{}", ending.certificate_pem, ending.private_key_pem);
+    assert_eq!(call_at(&server.url(), http::Method::PUT, "/v1/pushcert?new_topic=1", pem).await.status, http::StatusCode::OK);
+    server.clock.advance(Duration::from_hours(1));
+    for _ in 0..3000 {
+        if recorded(server).await.keys().any(|key| key.starts_with("event/push.certificate-expiring")) {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;

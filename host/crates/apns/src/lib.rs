@@ -8,6 +8,7 @@
 mod client;
 mod connection;
 mod notification;
+mod old_encryption;
 mod outcome;
 mod pool;
 pub mod push_certificate;

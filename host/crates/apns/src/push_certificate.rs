@@ -13,6 +13,8 @@ use pkcs8::pkcs5::{EncryptionScheme, pbes2::Kdf};
 use wasmdm_protocol::time::Timestamp;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::old_encryption;
+
 /// The subject attribute that names the topic.
 const USER_ID: &str = "0.9.2342.19200300.100.1.1";
 /// Topics of Apple's push certificates for MDM begin so.
@@ -63,8 +65,6 @@ pub enum PushCertificateError {
     PasswordNeeded,
     #[error("password: it does not open the private key: give the one that the key was encrypted with")]
     WrongPassword,
-    #[error("private key: it is encrypted in OpenSSL's old form (Proc-Type: 4,ENCRYPTED): convert it with `openssl pkcs8 -topk8` first")]
-    OldEncryption,
     #[error("private key: its encryption is not understood: convert it with `openssl pkcs8 -topk8 -v2 aes-256-cbc` first")]
     UnknownEncryption,
     #[error("private key: its encryption asks for too much work: encrypt it again with fewer iterations")]
@@ -87,6 +87,8 @@ pub enum PushCertificateError {
     UnreadablePkcs12,
     #[error("PKCS#12: there is no certificate with its private key in it: export both together")]
     EmptyPkcs12,
+    #[error("certificate: there are several, of the topics `{0}` and `{1}`: send only the one that is to be used")]
+    SeveralTopics(String, String),
     #[error("certificate: it expired at {0}: renew it in Apple's portal and send the new one")]
     Expired(Timestamp),
     #[error("certificate: it is valid only from {0}: check the clock of this server")]
@@ -97,15 +99,51 @@ pub enum PushCertificateError {
     OtherTopic { expected: String, found: String },
 }
 
+/// What a file is, as its first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileForm {
+    /// Text; whether there are PEM blocks in it is another question.
+    Text,
+    /// One certificate in DER, as some of Apple's pages give them.
+    DerCertificate,
+    /// Anything else that is binary: PKCS#12, if it is of use at all.
+    Pkcs12,
+}
+
+impl FileForm {
+    /// Looks at the file.
+    pub fn of(file: &[u8]) -> Self {
+        // A DER sequence; no PEM file begins with `0`.
+        if file.first() != Some(&0x30) {
+            return Self::Text;
+        }
+        if X509Certificate::from_der(file).is_ok() { Self::DerCertificate } else { Self::Pkcs12 }
+    }
+}
+
 impl PushCertificatePair {
     /// Reads a file: PKCS#12 if it begins like one, else PEM. For the command line, as [`Self::from_pkcs12`] says.
     pub fn read(file: &[u8], password: Option<&str>) -> Result<Self, PushCertificateError> {
-        // A DER sequence; no PEM file begins with `0`.
-        if file.first() == Some(&0x30) { Self::from_pkcs12(file, password) } else { Self::from_pem(file, password) }
+        Self::read_all(&[file], password)
     }
 
-    /// Reads certificate and key from PEM blocks in any order. Of several certificates the last that fits the key counts: some send the
-    /// chain along, some the expired one. The password is only looked at where the key is encrypted.
+    /// Reads files that belong together, such as the certificate as Apple's portal gave it (PEM or DER) and its key. For the command line, as
+    /// [`Self::from_pkcs12`] says.
+    pub fn read_all<F: AsRef<[u8]>>(files: &[F], password: Option<&str>) -> Result<Self, PushCertificateError> {
+        let mut text = Vec::new();
+        for file in files.iter().map(AsRef::as_ref) {
+            match FileForm::of(file) {
+                FileForm::Text => text.extend_from_slice(file),
+                FileForm::DerCertificate => text.extend_from_slice(pem::encode(&Pem::new("CERTIFICATE", file)).as_bytes()),
+                FileForm::Pkcs12 => text.extend_from_slice(pem::encode_many(&opened(file, password)?).as_bytes()),
+            }
+            text.push(b'\n');
+        }
+        Self::from_pem(&text, password)
+    }
+
+    /// Reads certificate and key from PEM blocks in any order. Of several certificates the one that fits the key counts, and of these the one
+    /// that ends last: some send the chain along, some the expired one. The password is only looked at where the key is encrypted.
     pub fn from_pem(text: &[u8], password: Option<&str>) -> Result<Self, PushCertificateError> {
         // Files put together without a newline between are common enough that NanoMDM takes them.
         let text = String::from_utf8_lossy(text).replace("----------", "-----\n-----");
@@ -139,35 +177,31 @@ impl PushCertificatePair {
     /// Only for files that an operator has at hand, on the command line: its parts are encrypted, so nothing bounds beforehand what a
     /// hostile one asks for, and the library follows a circle of issuers without end. What comes over the network is PEM.
     pub fn from_pkcs12(der: &[u8], password: Option<&str>) -> Result<Self, PushCertificateError> {
-        let store = KeyStore::from_pkcs12(der, password.unwrap_or_default()).map_err(|error| match error {
-            p12_keystore::error::Error::MacError(_) => PushCertificateError::Pkcs12Password,
-            _ => PushCertificateError::UnreadablePkcs12,
-        })?;
-        let (_, chain) = store.private_key_chain().ok_or(PushCertificateError::EmptyPkcs12)?;
-        let certificates: Vec<_> = chain.chain().iter().map(|certificate| certificate.as_der().to_vec()).collect();
-        Self::new(&certificates, &Pem::new("PRIVATE KEY", chain.key()))
+        let blocks = opened(der, password)?;
+        let (keys, certificates): (Vec<Pem>, Vec<Pem>) = blocks.into_iter().partition(|block| block.tag() == PRIVATE_KEY);
+        let key = keys.first().ok_or(PushCertificateError::EmptyPkcs12)?;
+        Self::new(&certificates.into_iter().map(Pem::into_contents).collect::<Vec<_>>(), key)
     }
 
     fn new(certificates: &[Vec<u8>], key: &Pem) -> Result<Self, PushCertificateError> {
         let public = public_key(key.contents())?;
-        let mut fitting = None;
+        let mut fitting: Option<(&Vec<u8>, X509Certificate<'_>)> = None;
+        let mut topics = Vec::new();
         for der in certificates {
             let (_, certificate) = X509Certificate::from_der(der).map_err(|_| PushCertificateError::UnreadableCertificate)?;
-            if *certificate.public_key().subject_public_key.data == *public {
+            topics.extend(topic(&certificate));
+            let fits = *certificate.public_key().subject_public_key.data == *public;
+            let ends = |certificate: &X509Certificate<'_>| certificate.validity().not_after.timestamp();
+            if fits && fitting.as_ref().is_none_or(|(_, other)| ends(other) <= ends(&certificate)) {
                 fitting = Some((der, certificate));
             }
         }
         let (der, certificate) = fitting.ok_or(PushCertificateError::OtherKey)?;
-        let topic = certificate
-            .subject()
-            .iter_attributes()
-            .filter(|attribute| attribute.attr_type().to_id_string() == USER_ID)
-            .find_map(|attribute| attribute.as_str().ok())
-            .filter(|topic| topic.starts_with(TOPIC_PREFIX) && topic.len() <= LONGEST_TOPIC)
-            // It becomes a header.
-            .filter(|topic| topic.bytes().all(|byte| byte.is_ascii_graphic()))
-            .ok_or(PushCertificateError::NoTopic)?
-            .to_owned();
+        let topic = topic(&certificate).ok_or(PushCertificateError::NoTopic)?;
+        // Which one is meant would be a guess, and a wrong one loses a fleet.
+        if let Some(other) = topics.into_iter().find(|other| *other != topic) {
+            return Err(PushCertificateError::SeveralTopics(topic, other));
+        }
         let time = |seconds: i64| Timestamp::from_millis(seconds.saturating_mul(1000));
         Ok(Self {
             topic,
@@ -199,6 +233,33 @@ impl PushCertificatePair {
     }
 }
 
+/// The tag of a key's PEM block.
+const PRIVATE_KEY: &str = "PRIVATE KEY";
+
+/// What is in a PKCS#12 file: a key, and its certificate with the issuers that are in the file too.
+pub(crate) fn opened(der: &[u8], password: Option<&str>) -> Result<Vec<Pem>, PushCertificateError> {
+    let store = KeyStore::from_pkcs12(der, password.unwrap_or_default()).map_err(|error| match error {
+        p12_keystore::error::Error::MacError(_) => PushCertificateError::Pkcs12Password,
+        _ => PushCertificateError::UnreadablePkcs12,
+    })?;
+    let (_, chain) = store.private_key_chain().ok_or(PushCertificateError::EmptyPkcs12)?;
+    let certificates = chain.chain().iter().map(|certificate| Pem::new("CERTIFICATE", certificate.as_der()));
+    Ok(std::iter::once(Pem::new(PRIVATE_KEY, chain.key())).chain(certificates).collect())
+}
+
+/// The topic that a certificate is for, if it is one for MDM.
+fn topic(certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate
+        .subject()
+        .iter_attributes()
+        .filter(|attribute| attribute.attr_type().to_id_string() == USER_ID)
+        .find_map(|attribute| attribute.as_str().ok())
+        .filter(|topic| topic.starts_with(TOPIC_PREFIX) && topic.len() <= LONGEST_TOPIC)
+        // It becomes a header.
+        .filter(|topic| topic.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map(str::to_owned)
+}
+
 /// As tools print it.
 fn serial(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -210,8 +271,8 @@ fn serial(bytes: &[u8]) -> String {
 
 /// The key without its password.
 pub(crate) fn decrypted(key: Pem, password: Option<&str>) -> Result<Pem, PushCertificateError> {
-    if key.headers().get("Proc-Type").is_some_and(|value| value.contains("ENCRYPTED")) {
-        return Err(PushCertificateError::OldEncryption);
+    if old_encryption::is_old(&key) {
+        return old_encryption::decrypted(&key, password.ok_or(PushCertificateError::PasswordNeeded)?);
     }
     if key.tag() != "ENCRYPTED PRIVATE KEY" {
         return Ok(key);
@@ -233,7 +294,7 @@ pub(crate) fn decrypted(key: Pem, password: Option<&str>) -> Result<Pem, PushCer
         return Err(PushCertificateError::CostlyEncryption);
     }
     let plain = encrypted.decrypt(password).map_err(|_| PushCertificateError::WrongPassword)?;
-    Ok(Pem::new("PRIVATE KEY", plain.as_bytes()))
+    Ok(Pem::new(PRIVATE_KEY, plain.as_bytes()))
 }
 
 /// The public half, in the form in which a certificate holds it.

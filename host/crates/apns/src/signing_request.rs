@@ -13,7 +13,7 @@ use rcgen::string::{Ia5String, PrintableString};
 use rcgen::{CertificateParams, DistinguishedName, DnType, DnValue, KeyPair, PKCS_RSA_SHA256, RsaKeySize};
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509CertificationRequest};
 
-use crate::push_certificate::{PushCertificateError, decrypted};
+use crate::push_certificate::{FileForm, PushCertificateError, decrypted, opened};
 
 /// `emailAddress`, 1.2.840.113549.1.9.1.
 const EMAIL_ADDRESS: [u64; 7] = [1, 2, 840, 113_549, 1, 9, 1];
@@ -71,6 +71,10 @@ pub enum SigningRequestError {
     Country(String),
     #[error("email: `{0}` has letters that an e-mail address in a certificate cannot have")]
     Email(String),
+    #[error(
+        "private key: it cannot be read as an RSA key without a password, of which a request could be made: move the file away, and a new key is made"
+    )]
+    UnusableKey,
     #[error("the key or the request could not be made: {0}")]
     Library(String),
     #[error("signing request: it cannot be read: give the file that was made by `push-certificate request`, unchanged")]
@@ -97,7 +101,29 @@ pub enum SigningRequestError {
 
 /// Makes an RSA key of 2048 bits, which is what Apple takes, and the request for its certificate.
 pub fn signing_request(subject: &Subject) -> Result<SigningRequest, SigningRequestError> {
-    let library = |error: rcgen::Error| SigningRequestError::Library(error.to_string());
+    let parameters = request_parameters(subject)?;
+    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).map_err(library)?;
+    request_with(&parameters, &key)
+}
+
+/// The request for the certificate of a key that was made before, PKCS#8.
+pub fn signing_request_of(subject: &Subject, private_key_pem: &str) -> Result<SigningRequest, SigningRequestError> {
+    let parameters = request_parameters(subject)?;
+    let key = KeyPair::from_pkcs8_pem_and_sign_algo(private_key_pem, &PKCS_RSA_SHA256).map_err(|_| SigningRequestError::UnusableKey)?;
+    request_with(&parameters, &key)
+}
+
+fn request_with(parameters: &CertificateParams, key: &KeyPair) -> Result<SigningRequest, SigningRequestError> {
+    let request = parameters.serialize_request(key).map_err(library)?;
+    Ok(SigningRequest { private_key_pem: key.serialize_pem(), request_pem: request.pem().map_err(library)? })
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn library(error: rcgen::Error) -> SigningRequestError {
+    SigningRequestError::Library(error.to_string())
+}
+
+fn request_parameters(subject: &Subject) -> Result<CertificateParams, SigningRequestError> {
     if subject.common_name.trim().is_empty() {
         return Err(SigningRequestError::NoCommonName);
     }
@@ -116,9 +142,17 @@ pub fn signing_request(subject: &Subject) -> Result<SigningRequest, SigningReque
         let value = Ia5String::try_from(email.as_str()).map_err(|_| SigningRequestError::Email(email.chars().take(60).collect()))?;
         parameters.distinguished_name.push(DnType::CustomDnType(EMAIL_ADDRESS.to_vec()), DnValue::Ia5String(value));
     }
-    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).map_err(library)?;
-    let request = parameters.serialize_request(&key).map_err(library)?;
-    Ok(SigningRequest { private_key_pem: key.serialize_pem(), request_pem: request.pem().map_err(library)? })
+    Ok(parameters)
+}
+
+/// The vendor's files as PEM, for [`Vendor`]: certificates may be DER, as Apple's pages give them, and any file may be PKCS#12. For the command
+/// line, as [`crate::push_certificate::PushCertificatePair::from_pkcs12`] says.
+pub fn vendor_file(file: &[u8], password: Option<&str>) -> Result<String, SigningRequestError> {
+    Ok(match FileForm::of(file) {
+        FileForm::Text => String::from_utf8_lossy(file).into_owned(),
+        FileForm::DerCertificate => pem::encode(&Pem::new("CERTIFICATE", file)),
+        FileForm::Pkcs12 => pem::encode_many(&opened(file, password).map_err(SigningRequestError::VendorKey)?),
+    })
 }
 
 /// What is uploaded to Apple's portal: the request, signed by the vendor, as the base64 of a property list. The request may be PEM or DER.

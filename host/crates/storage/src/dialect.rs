@@ -71,6 +71,7 @@ impl Dialect {
                 (3, "renewal and wakes", include_str!("../migrations/sqlite/0003_renewal_and_wakes.sql")),
                 (4, "push failures", include_str!("../migrations/sqlite/0004_push_failures.sql")),
                 (5, "mass pushes", include_str!("../migrations/sqlite/0005_mass_pushes.sql")),
+                (6, "push certificate expiry", include_str!("../migrations/sqlite/0006_push_certificate_expiry.sql")),
             ],
         };
         let migrations = files

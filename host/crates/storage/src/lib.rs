@@ -20,6 +20,7 @@ pub mod mass_pushes;
 pub mod migration;
 pub mod outbox;
 pub mod plugin_key_values;
+pub mod push_certificate_expiry;
 pub mod push_certificates;
 pub mod push_failures;
 pub mod sealing;

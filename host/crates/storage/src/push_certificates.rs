@@ -4,6 +4,8 @@ use crate::sql::{Columns, args};
 use crate::writer::{Class, Outcome};
 use crate::{Storage, StorageError, sealed, tenant};
 use bytes::Bytes;
+use sqlx::any::AnyRow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
@@ -38,6 +40,72 @@ impl fmt::Debug for PushCertificate {
     }
 }
 
+/// A push certificate to be stored.
+#[derive(Clone)]
+pub struct StorePushCertificate {
+    /// Whose topic it is.
+    pub tenant: TenantId,
+    /// The push topic (the certificate's UID).
+    pub topic: String,
+    /// PEM.
+    pub certificate_pem: String,
+    /// PEM.
+    pub private_key_pem: String,
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Also where devices are enrolled and none of them uses the topic.
+    pub may_be_new: bool,
+    /// When it came.
+    pub now: Timestamp,
+}
+
+/// Without the key.
+impl fmt::Debug for StorePushCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StorePushCertificate").field("tenant", &self.tenant).field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+/// What became of a certificate that was to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreOutcome {
+    /// It is used from the next push on.
+    Stored,
+    /// Nothing was stored: the topic is new here, no channel uses it, and channels are enrolled under these.
+    OtherTopicsInUse(Vec<TopicUse>),
+}
+
+/// How many device and user channels are enrolled under a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicUse {
+    /// The topic.
+    pub topic: String,
+    /// At least one.
+    pub channels: u32,
+}
+
+/// What there is of a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicSummary {
+    /// The topic.
+    pub topic: String,
+    /// `None`: channels are enrolled under a topic that has no certificate here.
+    pub certificate: Option<CertificateSummary>,
+    /// Device and user channels that are enrolled under it.
+    pub channels: u32,
+}
+
+/// What of a certificate everybody may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateSummary {
+    /// End of validity.
+    pub not_after: Timestamp,
+    /// Counts every store.
+    pub version: i64,
+    /// When it was stored.
+    pub stored_at: Timestamp,
+}
+
 /// What a push needs.
 #[derive(Clone)]
 pub struct PushTarget {
@@ -67,7 +135,13 @@ const SELECT_TOPIC: &str = "SELECT tenant_id FROM push_topics WHERE topic = ?";
 const UPSERT_CERTIFICATE: &str = "INSERT INTO push_certificates \
     (topic, tenant_id, certificate_pem, private_key_pem, not_after, version, updated_at) VALUES (?, ?, ?, ?, ?, 1, ?) \
     ON CONFLICT (topic) DO UPDATE SET certificate_pem = excluded.certificate_pem, private_key_pem = excluded.private_key_pem, \
-    not_after = excluded.not_after, version = push_certificates.version + 1, updated_at = excluded.updated_at";
+    not_after = excluded.not_after, version = push_certificates.version + 1, updated_at = excluded.updated_at, \
+    expiry_told = CASE WHEN push_certificates.not_after = excluded.not_after THEN push_certificates.expiry_told ELSE NULL END";
+const SELECT_VERSION: &str = "SELECT version FROM push_certificates WHERE topic = ?";
+const SELECT_SUMMARIES: &str = "SELECT topic, not_after, version, updated_at FROM push_certificates WHERE tenant_id = ? ORDER BY topic";
+// Reads every enrollment: for people who list, and for a topic that is new here.
+const COUNT_BY_TOPIC: &str =
+    "SELECT topic, COUNT(*) FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' GROUP BY topic ORDER BY COUNT(*) DESC, topic";
 const SELECT_CERTIFICATE: &str =
     "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ?";
 const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.detail FROM enrollments e \
@@ -78,36 +152,29 @@ const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESC
 impl Storage {
     /// Replaces the topic's certificate. The first store makes the topic the tenant's.
     ///
+    /// A topic that is new here, while channels are enrolled under others only, is most likely that of a certificate which was made in
+    /// place of the renewed one: it is not stored unless `may_be_new`.
+    ///
     /// # Errors
     /// [`StorageError::Invalid`] when the topic is another tenant's.
-    pub async fn store_push_certificate(
-        &self,
-        tenant: &TenantId,
-        topic: &str,
-        certificate_pem: String,
-        private_key_pem: String,
-        not_after: Timestamp,
-        now: Timestamp,
-    ) -> Result<(), StorageError> {
-        struct Store {
-            tenant: TenantId,
-            topic: String,
-            certificate: Vec<u8>,
-            key: Vec<u8>,
-        }
-        let store = Arc::new(Store {
-            tenant: tenant.clone(),
-            topic: topic.to_owned(),
-            certificate: self.keyring().at(&sealed::PUSH_CERTIFICATE, tenant, &[&topic]).seal(certificate_pem.as_bytes())?,
-            key: self.keyring().at(&sealed::PUSH_CERTIFICATE_KEY, tenant, &[&topic]).seal(private_key_pem.as_bytes())?,
-        });
+    pub async fn store_push_certificate(&self, store: StorePushCertificate) -> Result<StoreOutcome, StorageError> {
+        let StorePushCertificate { tenant, topic, certificate_pem, private_key_pem, .. } = &store;
+        let certificate = self.keyring().at(&sealed::PUSH_CERTIFICATE, tenant, &[topic]).seal(certificate_pem.as_bytes())?;
+        let key = self.keyring().at(&sealed::PUSH_CERTIFICATE_KEY, tenant, &[topic]).seal(private_key_pem.as_bytes())?;
+        let store = Arc::new((store, certificate, key));
         self.write(Class::Answer, move |tx| {
             let store = Arc::clone(&store);
             Box::pin(async move {
-                let Store { tenant, topic, certificate, key } = &*store;
+                let (StorePushCertificate { tenant, topic, not_after, may_be_new, now, .. }, certificate, key) = &*store;
                 let owner = tx.one(SELECT_TOPIC, args![topic.as_str()]).await?;
                 if owner.is_some_and(|row| row.text(0).is_ok_and(|owner| owner != tenant.as_str())) {
                     return Err(StorageError::Invalid { field: "topic", problem: format!("{topic} belongs to another tenant") });
+                }
+                if !may_be_new && tx.one(SELECT_VERSION, args![topic.as_str()]).await?.is_none() {
+                    let used = topic_uses(&tx.all(COUNT_BY_TOPIC, args![tenant.as_str()]).await?)?;
+                    if !used.is_empty() && !used.iter().any(|used| used.topic == *topic) {
+                        return Ok(Outcome::Commit(StoreOutcome::OtherTopicsInUse(used)));
+                    }
                 }
                 tx.run(INSERT_TOPIC, args![topic.as_str(), tenant.as_str(), now.as_millis()]).await?;
                 tx.run(
@@ -115,10 +182,23 @@ impl Storage {
                     args![topic.as_str(), tenant.as_str(), certificate.as_slice(), key.as_slice(), not_after.as_millis(), now.as_millis()],
                 )
                 .await?;
-                Ok(Outcome::Commit(()))
+                Ok(Outcome::Commit(StoreOutcome::Stored))
             })
         })
         .await
+    }
+
+    /// Every topic of the tenant that has a certificate or an enrolled channel, by name.
+    pub async fn push_topics(&self, tenant: &TenantId) -> Result<Vec<TopicSummary>, StorageError> {
+        let mut topics = BTreeMap::new();
+        for row in self.read_all(SELECT_SUMMARIES, args![tenant.as_str()]).await? {
+            let certificate = CertificateSummary { not_after: row.time(1)?, version: row.int(2)?, stored_at: row.time(3)? };
+            topics.insert(row.text(0)?, (Some(certificate), 0));
+        }
+        for TopicUse { topic, channels } in topic_uses(&self.read_all(COUNT_BY_TOPIC, args![tenant.as_str()]).await?)? {
+            topics.entry(topic).or_insert((None, 0)).1 = channels;
+        }
+        Ok(topics.into_iter().map(|(topic, (certificate, channels))| TopicSummary { topic, certificate, channels }).collect())
     }
 
     /// The topic's certificate.
@@ -156,4 +236,8 @@ impl Storage {
         }
         Ok(targets)
     }
+}
+
+fn topic_uses(rows: &[AnyRow]) -> Result<Vec<TopicUse>, StorageError> {
+    rows.iter().map(|row| Ok(TopicUse { topic: row.text(0)?, channels: row.count(1)? })).collect()
 }

@@ -1,7 +1,7 @@
 //! What operators upload. The files in `uploads` are OpenSSL's.
 
 use wasmdm_apns::ClientCertificate;
-use wasmdm_apns::push_certificate::{PushCertificateError, PushCertificatePair};
+use wasmdm_apns::push_certificate::{FileForm, PushCertificateError, PushCertificatePair};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_simulator::apns::{PushAuthority, PushCertificateRequest};
 
@@ -10,6 +10,8 @@ const RSA: &str = include_str!("uploads/rsa.pem");
 const RSA_PKCS8: &str = include_str!("uploads/rsa-pkcs8.pem");
 const RSA_PKCS1: &str = include_str!("uploads/rsa-pkcs1.pem");
 const RSA_OLD_ENCRYPTION: &str = include_str!("uploads/rsa-old-encryption.pem");
+const RSA_OLD_DES3: &str = include_str!("uploads/rsa-old-des3.pem");
+const EC_OLD_AES128: &str = include_str!("uploads/ec-old-aes128.pem");
 const EC: &str = include_str!("uploads/ec.pem");
 const EC_SEC1: &str = include_str!("uploads/ec-sec1.pem");
 const EC_PKCS8: &str = include_str!("uploads/ec-pkcs8.pem");
@@ -50,6 +52,18 @@ fn keys_under_a_password_are_opened() {
     }
 }
 
+/// Not only old: MicroMDM's `mdmctl` writes keys so to this day.
+#[test]
+fn keys_in_the_old_form_of_openssl_are_opened_too() {
+    for key in [RSA_OLD_ENCRYPTION, RSA_OLD_DES3] {
+        let upload = format!("{RSA}{key}");
+        check(&read(&upload, Some("secret")).unwrap());
+        assert_eq!(read(&upload, None).unwrap_err(), PushCertificateError::PasswordNeeded);
+        assert_eq!(read(&upload, Some("Secret")).unwrap_err(), PushCertificateError::WrongPassword);
+    }
+    check(&read(format!("{EC}{EC_OLD_AES128}"), Some("secret")).unwrap());
+}
+
 #[test]
 fn pkcs12_is_read_with_new_encryption_and_old() {
     for upload in [&include_bytes!("uploads/new.p12")[..], include_bytes!("uploads/old.p12"), include_bytes!("uploads/oldest.p12")] {
@@ -76,6 +90,37 @@ fn of_several_certificates_the_one_that_fits_the_key_counts() {
     }
 }
 
+/// A renewed certificate may have the key of the one before, and whoever sends both means the new one.
+#[test]
+fn of_two_certificates_of_one_key_the_one_that_ends_last_counts() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let made = |topic: &str, year| {
+        let mut parameters = rcgen::CertificateParams::default();
+        let topic = rcgen::DnValue::Utf8String(topic.to_owned());
+        parameters.distinguished_name.push(rcgen::DnType::CustomDnType(vec![0, 9, 2342, 19_200_300, 100, 1, 1]), topic);
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        parameters.self_signed(&key).unwrap().pem()
+    };
+    let (old, new, pem) = (made(TOPIC, 2020), made(TOPIC, 2040), key.serialize_pem());
+    for upload in [format!("{old}{new}{pem}"), format!("{new}{old}{pem}")] {
+        assert!(read(upload, None).unwrap().not_after.to_string().starts_with("2040"));
+    }
+    let other = made("com.apple.mgmt.External.other", 2041);
+    assert!(matches!(read(format!("{new}{other}{pem}"), None).unwrap_err(), PushCertificateError::SeveralTopics(..)));
+}
+
+/// What Apple's portal gave and the key that was made for it are two files, of any form.
+#[test]
+fn files_that_belong_together_are_read_together() {
+    let der = pem::parse(RSA).unwrap().into_contents();
+    assert_eq!((FileForm::of(&der), FileForm::of(RSA.as_bytes())), (FileForm::DerCertificate, FileForm::Text));
+    assert_eq!(FileForm::of(include_bytes!("uploads/new.p12")), FileForm::Pkcs12);
+    check(&PushCertificatePair::read_all(&[der.as_slice(), RSA_PKCS8.as_bytes()], None).unwrap());
+    check(&PushCertificatePair::read_all(&[EC.as_bytes(), EC_AES256.as_bytes()], Some("secret")).unwrap());
+    check(&PushCertificatePair::read_all(&[EC.as_bytes(), include_bytes!("uploads/new.p12")], Some("secret")).unwrap());
+    assert_eq!(PushCertificatePair::read_all(&[&der], None).unwrap_err(), PushCertificateError::NoPrivateKey);
+}
+
 /// Edge case 31. Each wrong upload is refused in one sentence that says what is wrong and what to do.
 #[test]
 fn wrong_uploads_are_refused_with_the_reason() {
@@ -96,7 +141,8 @@ fn wrong_uploads_are_refused_with_the_reason() {
         (both(EC, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), None, "private key: ", "cannot be read"),
         (both("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", EC_SEC1), None, "certificate: ", "cannot be read"),
         (both(EC, "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"), None, "a PEM block", "CERTIFICATE REQUEST"),
-        (both(RSA, RSA_OLD_ENCRYPTION), Some("secret"), "private key: ", "openssl pkcs8"),
+        (both(RSA, &RSA_OLD_ENCRYPTION.replace("AES-256-CBC", "IDEA-CBC")), Some("secret"), "private key: ", "openssl pkcs8"),
+        (both(RSA, &RSA_OLD_ENCRYPTION.replace("AES-256-CBC,", "AES-256-CBC,0")), Some("secret"), "private key: ", "openssl pkcs8"),
         (both(EC, EC_PBES1), Some("secret"), "private key: ", "openssl pkcs8"),
         (both(EC, &costly), Some("secret"), "private key: ", "fewer iterations"),
         (both(&no_topic.certificate_pem, &no_topic.private_key_pem), None, "certificate: ", "user id"),

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_RSA_SHA256, RsaKeySize};
-use wasmdm_apns::signing_request::{SigningRequestError, Subject, Vendor, signing_request, vendor_signed};
+use wasmdm_apns::signing_request::{SigningRequestError, Subject, Vendor, signing_request, signing_request_of, vendor_signed};
 use x509_parser::prelude::{FromDer as _, X509Certificate, X509CertificationRequest};
 
 fn subject() -> Subject {
@@ -55,6 +55,17 @@ fn a_request_names_who_asks_and_is_signed_with_its_own_key() {
         (Subject { email: Some("mäil@example.com".into()), ..subject() }, "email"),
     ] {
         assert!(signing_request(&subject).unwrap_err().to_string().starts_with(field));
+    }
+}
+
+#[test]
+fn a_key_that_was_made_before_is_asked_for_again() {
+    let made = signing_request(&subject()).unwrap();
+    let again = signing_request_of(&subject(), &made.private_key_pem).unwrap();
+    assert_eq!(again.request_pem, made.request_pem);
+    let ec = KeyPair::generate().unwrap().serialize_pem();
+    for unusable in ["", "garbage", &ec, include_str!("uploads/ec-aes256.pem")] {
+        assert_eq!(signing_request_of(&subject(), unusable).unwrap_err(), SigningRequestError::UnusableKey);
     }
 }
 

@@ -6,6 +6,7 @@ use wasmdm_protocol::report::Status;
 use wasmdm_storage::check::INVARIANTS;
 use wasmdm_storage::effects::{KvWrite, PluginEffects, TimerChange};
 use wasmdm_storage::outbox::Completion;
+use wasmdm_storage::push_certificates::StorePushCertificate;
 
 /// A database in which every table has a row.
 pub(crate) async fn inhabited(database: Database) -> Database {
@@ -25,7 +26,9 @@ pub(crate) async fn inhabited(database: Database) -> Database {
     database.report("A", "C1", Status::Acknowledged).await;
     database.report("A", "unknown", Status::Acknowledged).await;
     storage.begin_mass_push(crate::mass_pushes::mass_push("M", &["A"])).await.unwrap();
-    storage.store_push_certificate(&default(), TOPIC, "c".to_owned(), "k".to_owned(), at(9), at(0)).await.unwrap();
+    let certificate = crate::push_certificates::certificate(TOPIC, 9);
+    let certificate = StorePushCertificate { certificate_pem: "c".to_owned(), private_key_pem: "k".to_owned(), ..certificate };
+    storage.store_push_certificate(certificate).await.unwrap();
     let write = KvWrite { key: "k".to_owned(), value: Some("v".into()), version: "1".to_owned(), expires_at: None };
     let timer = TimerChange::Set { name: "t".to_owned(), who: None, at: at(100), data: "d".into() };
     let audit = wasmdm_storage::audit::AuditRow {

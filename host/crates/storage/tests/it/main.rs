@@ -197,7 +197,9 @@ cases! {
         scans_go_in_byte_order_after_a_key,
         expired_pairs_are_absent_and_cleared_away;
     push_certificates:
-        storing_counts_versions_and_owns_the_topic;
+        storing_counts_versions_and_owns_the_topic,
+        a_topic_that_no_device_uses_takes_the_place_of_none_unless_that_is_said,
+        an_end_that_comes_nearer_is_told_once_for_each_of_its_days;
     audit:
         decisions_leave_rows_newest_first;
     concurrency:
