@@ -3,7 +3,7 @@
 use crate::audit::{self, AuditRow};
 use crate::events::{Cause, Happened, emit};
 use crate::memory::Change;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
 use serde_json::{Value, json};
@@ -219,7 +219,7 @@ pub(crate) async fn current_fingerprint(tx: &mut Tx, id: &EnrollmentId) -> Resul
     tx.one(SELECT_CURRENT, args![id.as_str()]).await?.map(|row| row.text(0)).transpose()
 }
 
-pub(crate) fn binding(row: &sqlx::any::AnyRow) -> Result<Binding, StorageError> {
+pub(crate) fn binding(row: &Row) -> Result<Binding, StorageError> {
     Ok(Binding { tenant: tenant(row, 0)?, enrollment: EnrollmentId::new(row.text(1)?), replaced: row.flag(2)? })
 }
 

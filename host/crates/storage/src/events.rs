@@ -7,11 +7,10 @@ use crate::device_messages;
 use crate::keyring::Keyring;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
-use crate::sql::{Columns, Db, args, together};
+use crate::sql::{Columns, Db, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, sql, tenant};
 use serde_json::{Map, Value, json};
-use sqlx::any::AnyRow;
 use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::json::to_redacted_json;
@@ -350,7 +349,7 @@ impl Storage {
     }
 }
 
-async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Result<EnrollmentRecord, StorageError> {
+async fn from_row(db: &mut Db<'_>, row: &Row, seen: Option<Timestamp>) -> Result<EnrollmentRecord, StorageError> {
     let id = EnrollmentId::new(row.text(0)?);
     let tenant = tenant(row, 1)?;
     let state = state(&row.text(5)?)?;
@@ -433,7 +432,7 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
 }
 
 /// `id, tenant_id, topic, occurred_at, who, data, hops`, from that column on.
-pub(crate) fn event(keyring: &Keyring, row: &AnyRow, first: usize) -> Result<Event, StorageError> {
+pub(crate) fn event(keyring: &Keyring, row: &Row, first: usize) -> Result<Event, StorageError> {
     let id = row.text(first)?;
     let tenant = tenant(row, first + 1)?;
     let who = match row.opt_blob(first + 4)? {
