@@ -2,7 +2,8 @@
 //!
 //! Nothing here is parsed and nothing here is asked of the plugin: whoever reads manifests and grants fills it in, and every call obeys it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,10 +62,40 @@ impl Effective {
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     pub mode: Mode,
-    /// The operator's configuration: a JSON object. Shared by all calls.
-    pub config: Arc<serde_json::Map<String, serde_json::Value>>,
+    /// The operator's configuration. Shared by all calls.
+    pub config: Arc<Configuration>,
     pub capabilities: Capabilities,
     pub limits: Limits,
+}
+
+/// A configuration: a JSON object. Its values are also kept as the text that calls get: a list of a thousand entries would otherwise be written
+/// out in each call, which costs more than the call.
+#[derive(Debug, Clone, Default)]
+pub struct Configuration {
+    object: serde_json::Map<String, serde_json::Value>,
+    texts: HashMap<String, String>,
+}
+
+impl Configuration {
+    /// The JSON of a value.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.texts.get(key).map(String::as_str)
+    }
+}
+
+impl From<serde_json::Map<String, serde_json::Value>> for Configuration {
+    fn from(object: serde_json::Map<String, serde_json::Value>) -> Self {
+        let texts = object.iter().map(|(key, value)| (key.clone(), value.to_string())).collect();
+        Self { object, texts }
+    }
+}
+
+impl Deref for Configuration {
+    type Target = serde_json::Map<String, serde_json::Value>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.object
+    }
 }
 
 /// Whether decisions count.

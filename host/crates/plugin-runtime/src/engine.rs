@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use wasmtime::component::Component;
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
 use crate::effective::MAX_MEMORY;
 
@@ -123,6 +123,10 @@ fn pool() -> InstanceAllocationStrategy {
         .table_elements(100_000)
         .total_stacks(256)
         .max_unused_warm_slots(64)
+        // What a guest wrote to is found by asking the kernel, and put back; without (before Linux 6.7) the first bytes are, where Rust's
+        // stack ends and nothing was written, and the rest is given back: interrupts of all processors, and a fault for each page of the
+        // next call.
+        .pagemap_scan(Enabled::Auto)
         .linear_memory_keep_resident(256 << 10)
         .table_keep_resident(16 << 10);
     InstanceAllocationStrategy::Pooling(pool)

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use wasmdm_protocol::checkin::CheckIn;
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId};
 use wasmdm_storage::Storage;
-use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, Reason};
+use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, CertificateOwner, Reason};
 use wasmdm_storage::events::EnrollmentRecord;
 
 use crate::Service;
@@ -46,32 +46,25 @@ impl<S: Service> CertificateBinding<S> {
     }
 
     async fn check(&self, request: &mut DeviceRequest, message: &mut Message) -> Result<(), Refusal> {
-        let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
-        match message {
-            Message::CheckIn(check_in) if matches!(check_in.check_in, CheckIn::Authenticate(_)) => {
-                let device = check_in.enrollment.device().clone();
-                match bound {
-                    // Before there is a binding, the owner of the topic is the tenant.
-                    None => {
-                        if let CheckIn::Authenticate(authenticate) = &check_in.check_in {
-                            request.tenant = self.storage.topic_owner(&authenticate.topic).await?.unwrap_or_default();
-                        }
-                        Ok(())
-                    }
+        let identity = request.certificate.identity;
+        if let Message::CheckIn(check_in) = message
+            && let CheckIn::Authenticate(authenticate) = &check_in.check_in
+        {
+            let device = check_in.enrollment.device();
+            request.tenant = match self.storage.certificate_owner(&identity, &authenticate.topic).await? {
+                CertificateOwner::Nobody { topic_owner } => topic_owner.unwrap_or_default(),
+                CertificateOwner::Enrollment(binding) => {
                     // The storage decides again when it writes; here it only spares the plugins.
-                    Some(binding) if binding.enrollment != device => {
-                        self.mismatch(request, &device, "its certificate is bound to another enrollment")?;
-                        request.tenant = binding.tenant;
-                        Ok(())
+                    if binding.enrollment != *device {
+                        self.mismatch(request, device, "its certificate is bound to another enrollment")?;
                     }
-                    Some(binding) => {
-                        request.tenant = binding.tenant;
-                        Ok(())
-                    }
+                    binding.tenant
                 }
-            }
-            _ => self.check_known(request, message, bound).await,
+            };
+            return Ok(());
         }
+        let bound = self.storage.certificate_binding(&identity).await?;
+        self.check_known(request, message, bound).await
     }
 
     /// Of every message but Authenticate.

@@ -1,14 +1,15 @@
 //! Which certificate is whose.
 
 use crate::audit::{self, AuditRow};
-use crate::events::{Cause, Happened, emit};
+use crate::events::{Cause, EnrollmentRecord, Happened, SELECT_RECORD, emit};
 use crate::memory::Change;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, Row, args, together};
+use crate::tenants::SELECT_TOPIC;
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -22,6 +23,18 @@ pub struct Binding {
     pub enrollment: EnrollmentId,
     /// A later Authenticate brought another certificate: this one is no longer accepted.
     pub replaced: bool,
+}
+
+/// Whose the certificate is that an Authenticate comes with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateOwner {
+    /// It is bound.
+    Enrollment(Binding),
+    /// It is not, so the tenant is the owner of the push topic, if there is one.
+    Nobody {
+        /// `None` before a push certificate of the topic was stored.
+        topic_owner: Option<TenantId>,
+    },
 }
 
 /// Why a certificate becomes an enrollment's without an Authenticate.
@@ -71,6 +84,11 @@ pub enum Associated {
 
 pub(crate) const SELECT_BINDING: &str = "SELECT tenant_id, enrollment_id, replaced FROM certificate_bindings WHERE identity = ?";
 
+static SELECT_BINDING_AND_TOPIC: LazyLock<String> = LazyLock::new(|| together(&[SELECT_BINDING, SELECT_TOPIC]));
+static SELECT_BINDING_AND_RECORD: LazyLock<String> = LazyLock::new(|| together(&[SELECT_BINDING, SELECT_RECORD]));
+/// Columns of a binding: rows of statements that went together are told apart by theirs.
+const BINDING_WIDTH: usize = 3;
+
 impl Storage {
     /// By the certificate's `identity`. Cached with a bound; the cache follows commits.
     pub async fn certificate_binding(&self, identity: &[u8; 32]) -> Result<Option<Binding>, StorageError> {
@@ -84,6 +102,42 @@ impl Storage {
         let binding = binding(&row)?;
         self.inner.memory.cache_binding(*identity, binding.clone(), changes);
         Ok(Some(binding))
+    }
+
+    /// What an Authenticate asks first: whose the certificate is, and if nobody's, whose its topic is.
+    pub async fn certificate_owner(&self, identity: &[u8; 32], topic: &str) -> Result<CertificateOwner, StorageError> {
+        let (cached, changes) = self.inner.memory.cached_binding(identity);
+        if let Some(binding) = cached {
+            return Ok(CertificateOwner::Enrollment(binding));
+        }
+        let rows = self.read_all(&SELECT_BINDING_AND_TOPIC, args![hex(identity), topic]).await?;
+        let (bindings, owners): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.width() == BINDING_WIDTH);
+        if let Some(row) = bindings.first() {
+            let binding = binding(row)?;
+            self.inner.memory.cache_binding(*identity, binding.clone(), changes);
+            return Ok(CertificateOwner::Enrollment(binding));
+        }
+        Ok(CertificateOwner::Nobody { topic_owner: owners.first().map(|row| tenant(row, 0)).transpose()? })
+    }
+
+    /// What an Authenticate asks next: what is known of the enrollment, and whose the certificate is.
+    pub async fn enrollment_and_binding(
+        &self,
+        id: &EnrollmentId,
+        identity: &[u8; 32],
+    ) -> Result<(Option<EnrollmentRecord>, Option<Binding>), StorageError> {
+        let (cached, changes) = self.inner.memory.cached_binding(identity);
+        if cached.is_some() {
+            return Ok((self.enrollment(id).await?, cached));
+        }
+        let mut reader = self.reader().await?;
+        let rows = reader.db().all(&SELECT_BINDING_AND_RECORD, args![hex(identity), id.as_str()]).await?;
+        let (bindings, records): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.width() == BINDING_WIDTH);
+        let binding = bindings.first().map(binding).transpose()?;
+        if let Some(binding) = &binding {
+            self.inner.memory.cache_binding(*identity, binding.clone(), changes);
+        }
+        Ok((self.records_of(&mut reader, records).await?.pop(), binding))
     }
 
     /// Binds a certificate to an enrollment that is known, and replaces the one it had. Everything but what the certificate says of its
@@ -219,7 +273,7 @@ pub(crate) async fn current_fingerprint(tx: &mut Tx, id: &EnrollmentId) -> Resul
     tx.one(SELECT_CURRENT, args![id.as_str()]).await?.map(|row| row.text(0)).transpose()
 }
 
-pub(crate) fn binding(row: &sqlx::any::AnyRow) -> Result<Binding, StorageError> {
+pub(crate) fn binding(row: &Row) -> Result<Binding, StorageError> {
     Ok(Binding { tenant: tenant(row, 0)?, enrollment: EnrollmentId::new(row.text(1)?), replaced: row.flag(2)? })
 }
 

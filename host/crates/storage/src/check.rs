@@ -4,10 +4,8 @@
 //! file by hand.
 
 use crate::sealing::unopened;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, Row, args};
 use crate::{Storage, StorageError};
-use sqlx::Row;
-use sqlx::any::AnyRow;
 
 /// Something that must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,16 +54,16 @@ impl Storage {
 }
 
 /// The database's own checks answer `ok` rather than nothing.
-fn is_ok(row: &AnyRow) -> bool {
-    row.columns().len() == 1 && row.text(0).is_ok_and(|text| text == "ok")
+fn is_ok(row: &Row) -> bool {
+    row.width() == 1 && row.text(0).is_ok_and(|text| text == "ok")
 }
 
-fn describe(row: &AnyRow) -> String {
+fn describe(row: &Row) -> String {
     let cell = |column| match row.opt_text(column) {
         Ok(text) => text.unwrap_or_else(|| "-".to_owned()),
         Err(_) => row.int(column).map_or_else(|_| "?".to_owned(), |number| number.to_string()),
     };
-    (0..row.columns().len()).map(cell).collect::<Vec<_>>().join(" ")
+    (0..row.width()).map(cell).collect::<Vec<_>>().join(" ")
 }
 
 macro_rules! known_format {

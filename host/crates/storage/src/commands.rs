@@ -8,12 +8,11 @@ use crate::enrollments::{configuration_released, is_known, renewal_begins, renew
 use crate::events::{Cause, Happened, emit, redacted, wanted};
 use crate::keyring::Keyring;
 use crate::memory::Change;
-use crate::sql::{Columns, args, together};
+use crate::sql::{self, Columns, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, millis, sealed, tenant, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use sqlx::any::AnyRow;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::command::Command;
@@ -431,7 +430,7 @@ const SELECT_OPEN: &str =
     select_status!("WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.tenant_id = ? ORDER BY q.priority DESC, q.sequence LIMIT 1000");
 const SELECT_STATUS: &str = select_status!("WHERE q.enrollment_id = ? AND q.command_uuid = ? AND q.tenant_id = ?");
 
-fn status(keyring: &Keyring, tenant: &TenantId, id: &EnrollmentId, row: &AnyRow) -> Result<CommandStatus, StorageError> {
+fn status(keyring: &Keyring, tenant: &TenantId, id: &EnrollmentId, row: &sql::Row) -> Result<CommandStatus, StorageError> {
     Ok(CommandStatus {
         uuid: row.text(0)?,
         request_type: row.text(1)?,
@@ -462,7 +461,7 @@ struct Row {
 }
 
 impl Row {
-    fn of(row: &AnyRow) -> Result<Self, StorageError> {
+    fn of(row: &sql::Row) -> Result<Self, StorageError> {
         Ok(Self {
             sequence: row.int(0)?,
             tenant: tenant(row, 1)?,

@@ -9,12 +9,11 @@ use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
 use crate::memory::Change;
-use crate::sql::{Columns, args, together};
+use crate::sql::{Columns, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
@@ -469,7 +468,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
 
 /// Whether the Authenticate is the renewal that a command asked for, and nothing else that happened within its day. A device that is being
 /// wiped comes back as a new one.
-async fn is_renewal(tx: &mut Tx, known: &AnyRow, message: &Authenticate) -> Result<bool, StorageError> {
+async fn is_renewal(tx: &mut Tx, known: &Row, message: &Authenticate) -> Result<bool, StorageError> {
     let is_open = known.opt_time(11)?.is_some_and(|until| until > message.now);
     if !is_open || state(&known.text(2)?)? != EnrollmentState::Enrolled || known.text(3)? != message.topic {
         return Ok(false);
@@ -478,7 +477,7 @@ async fn is_renewal(tx: &mut Tx, known: &AnyRow, message: &Authenticate) -> Resu
 }
 
 /// The enrollment goes on: its queue, its tokens, its users and its tally stay. Only its certificate is another, and what it says of itself.
-async fn renew(tx: &mut Tx, message: &Authenticate, known: &AnyRow, is_bound: bool, effects: Vec<&PluginEffects>) -> Result<(), StorageError> {
+async fn renew(tx: &mut Tx, message: &Authenticate, known: &Row, is_bound: bool, effects: Vec<&PluginEffects>) -> Result<(), StorageError> {
     let Authenticate { tenant, enrollment, now, .. } = message;
     let id = &enrollment.id;
     let facts = merged(&known.text(7)?, &message.facts)?;
@@ -664,7 +663,7 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
 }
 
 /// Answers the new row.
-async fn insert_user(tx: &mut Tx, message: &TokenUpdate, parent: &EnrollmentId) -> Result<AnyRow, StorageError> {
+async fn insert_user(tx: &mut Tx, message: &TokenUpdate, parent: &EnrollmentId) -> Result<Row, StorageError> {
     let TokenUpdate { tenant, enrollment: Enrollment { id, kind, .. }, topic, now, .. } = message;
     let (no_params, now) = (tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(b"{}")?, now.as_millis());
     let args = args![id.as_str(), tenant.as_str(), parent.as_str(), kind.as_str(), topic.as_str(), no_params, now, now];

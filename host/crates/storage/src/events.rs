@@ -7,11 +7,10 @@ use crate::device_messages;
 use crate::keyring::Keyring;
 use crate::memory::{Change, Subscribed};
 use crate::outbox::Subscription;
-use crate::sql::{Columns, Db, args, together};
+use crate::sql::{Columns, Db, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, sealed, sql, tenant};
+use crate::{Reader, Storage, StorageError, sealed, sql, tenant};
 use serde_json::{Map, Value, json};
-use sqlx::any::AnyRow;
 use std::sync::{Arc, LazyLock};
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::json::to_redacted_json;
@@ -289,7 +288,7 @@ macro_rules! select_record {
     };
 }
 
-const SELECT_RECORD: &str = select_record!("WHERE e.id = ?");
+pub(crate) const SELECT_RECORD: &str = select_record!("WHERE e.id = ?");
 pub(crate) const SELECT_BY_SERIAL_NUMBER: &str = select_record!("WHERE e.tenant_id = ? AND e.serial_number = ? ORDER BY e.id LIMIT 1000");
 pub(crate) const QUERY_RECORDS: &str = select_record!(
     "WHERE e.tenant_id = ? AND e.id > ? AND (? = 0 OR e.kind = ?) AND (? = 0 OR e.state = ?) AND (? = 0 OR e.serial_number = ?) \
@@ -341,6 +340,11 @@ impl Storage {
     pub(crate) async fn records(&self, sql: &'static str, args: sql::Args) -> Result<Vec<EnrollmentRecord>, StorageError> {
         let mut reader = self.reader().await?;
         let rows = reader.db().all(sql, args).await?;
+        self.records_of(&mut reader, rows).await
+    }
+
+    /// Of rows of [`SELECT_RECORD`] and its like.
+    pub(crate) async fn records_of(&self, reader: &mut Reader, rows: Vec<Row>) -> Result<Vec<EnrollmentRecord>, StorageError> {
         let mut records = Vec::with_capacity(rows.len());
         for row in rows {
             let seen = self.inner.memory.last_seen(&EnrollmentId::new(row.text(0)?));
@@ -350,7 +354,7 @@ impl Storage {
     }
 }
 
-async fn from_row(db: &mut Db<'_>, row: &AnyRow, seen: Option<Timestamp>) -> Result<EnrollmentRecord, StorageError> {
+async fn from_row(db: &mut Db<'_>, row: &Row, seen: Option<Timestamp>) -> Result<EnrollmentRecord, StorageError> {
     let id = EnrollmentId::new(row.text(0)?);
     let tenant = tenant(row, 1)?;
     let state = state(&row.text(5)?)?;
@@ -433,7 +437,7 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
 }
 
 /// `id, tenant_id, topic, occurred_at, who, data, hops`, from that column on.
-pub(crate) fn event(keyring: &Keyring, row: &AnyRow, first: usize) -> Result<Event, StorageError> {
+pub(crate) fn event(keyring: &Keyring, row: &Row, first: usize) -> Result<Event, StorageError> {
     let id = row.text(first)?;
     let tenant = tenant(row, first + 1)?;
     let who = match row.opt_blob(first + 4)? {

@@ -1,10 +1,8 @@
 //! A digest of each table, to compare a database with itself at another time, or with its copy.
 
-use crate::sql::{Columns as _, args};
+use crate::sql::{Columns as _, Row, args};
 use crate::{Storage, StorageError};
 use aws_lc_rs::digest;
-use sqlx::Row as _;
-use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -23,16 +21,16 @@ impl Storage {
     }
 }
 
-fn row_digest(row: &AnyRow) -> Vec<u8> {
+fn row_digest(row: &Row) -> Vec<u8> {
     let mut context = digest::Context::new(&digest::SHA256);
-    for column in 0..row.columns().len() {
+    for column in 0..row.width() {
         // A marker for the type and the length before the content keep neighbouring columns apart.
-        let (kind, cell) = if let Ok(text) = row.try_get::<Option<String>, _>(column) {
+        let (kind, cell) = if let Ok(text) = row.opt_text(column) {
             (b't', text.map(String::into_bytes))
-        } else if let Ok(number) = row.try_get::<Option<i64>, _>(column) {
+        } else if let Ok(number) = row.opt_int(column) {
             (b'i', number.map(|number| number.to_be_bytes().to_vec()))
         } else {
-            (b'b', row.try_get::<Option<Vec<u8>>, _>(column).ok().flatten())
+            (b'b', row.opt_blob(column).ok().flatten())
         };
         context.update(&[kind, u8::from(cell.is_some())]);
         let cell = cell.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! All state of the server, in a database. The only crate that names sqlx.
+//! All state of the server, in a database. The only crate that names sqlx and rusqlite.
 //!
 //! A method is one transaction: the state change, the events that follow from it, and what plugins wrote with it, together or not at all.
 //! It answers after the commit returned. Start at [`Storage::open`]; `writer.rs` says how commits are shared, `events.rs` how a state
@@ -30,6 +30,7 @@ pub mod wakes;
 
 mod database;
 mod dialect;
+mod direct;
 mod maintenance;
 mod memory;
 mod sealed;
@@ -52,7 +53,7 @@ use parking_lot::Mutex;
 use sqlx::any::{Any, AnyConnectOptions};
 use sqlx::migrate::MigrateError;
 use sqlx::pool::PoolConnection;
-use sqlx::{AnyConnection, AnyPool};
+use sqlx::{AnyConnection, AnyPool, ConnectOptions as _, Connection as _};
 use std::sync::{Arc, Once};
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -124,16 +125,16 @@ impl Storage {
         let dialect = Dialect::Sqlite;
         let memory = Arc::new(Memory::default());
         let queue = Arc::new(WriteQueue::default());
-        let mut writer = Writer::connect(connect.clone(), dialect, Arc::clone(&memory), keyring.clone(), Arc::clone(&queue)).await?;
-        dialect.migrator().run(&mut *writer.connection()).await.map_err(migration_error)?;
-        let mut db = Db::new(writer.connection(), dialect, &keyring);
+        migrate(&connect, dialect).await?;
+        let mut writer = Writer::connect(location.path.clone(), dialect, Arc::clone(&memory), keyring.clone(), Arc::clone(&queue))?;
+        let mut db = writer.db();
         let is_sealed = !sealing::begin(&mut db, options.now).await?;
         outbox::free_leases(&mut db, options.now).await?;
         wakes::free_taken(&mut db, options.now).await?;
         rebuild(&mut db, &memory).await?;
         let tasks = TaskTracker::new();
         let stopping = Arc::new(Notify::new());
-        tasks.spawn(writer.run());
+        writer.start(&tasks)?;
         let storage = Self {
             message: None,
             inner: Arc::new(Inner {
@@ -244,11 +245,11 @@ impl Storage {
         &self.inner.keyring
     }
 
-    async fn read_one(&self, sql: &'static str, args: sql::Args) -> Result<Option<sqlx::any::AnyRow>, StorageError> {
+    async fn read_one(&self, sql: &'static str, args: sql::Args) -> Result<Option<sql::Row>, StorageError> {
         self.reader().await?.db().one(sql, args).await
     }
 
-    async fn read_all(&self, sql: &'static str, args: sql::Args) -> Result<Vec<sqlx::any::AnyRow>, StorageError> {
+    async fn read_all(&self, sql: &'static str, args: sql::Args) -> Result<Vec<sql::Row>, StorageError> {
         self.reader().await?.db().all(sql, args).await
     }
 
@@ -275,8 +276,27 @@ struct Reader {
 impl Reader {
     fn db(&mut self) -> Db<'_> {
         let connection: &mut AnyConnection = &mut self.connection;
-        Db::new(connection, self.dialect, &self.keyring)
+        Db::driven(connection, self.dialect, &self.keyring)
     }
+}
+
+/// The writer's thread ends with the last handle, closed or not.
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
+    }
+}
+
+/// Migrations go through the driver, which remembers them.
+async fn migrate(connect: &AnyConnectOptions, dialect: Dialect) -> Result<(), StorageError> {
+    let mut connection = connect.connect().await?;
+    for &statement in dialect.set_up_writer() {
+        sqlx::raw_sql(statement).execute(&mut connection).await?;
+    }
+    dialect.migrator().run(&mut connection).await.map_err(migration_error)?;
+    Ok(connection.close().await?)
 }
 
 fn install_drivers() {
@@ -373,6 +393,6 @@ fn millis(time: Option<Timestamp>) -> Option<i64> {
     time.map(Timestamp::as_millis)
 }
 
-fn tenant(row: &sqlx::any::AnyRow, column: usize) -> Result<TenantId, StorageError> {
+fn tenant(row: &sql::Row, column: usize) -> Result<TenantId, StorageError> {
     Ok(TenantId::new(row.text(column)?))
 }

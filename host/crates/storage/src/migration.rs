@@ -11,12 +11,11 @@ use crate::enrollments::{
 };
 use crate::events::{Cause, EnrollmentState, state};
 use crate::keyring::Keyring;
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
 use serde_json::json;
-use sqlx::any::AnyRow;
 use std::sync::Arc;
 use wasmdm_protocol::checkin::{Authenticate, CheckIn, CheckInMessage, SetBootstrapToken, TokenUpdate};
 use wasmdm_protocol::enrollment::{DeviceFacts, EnrollmentId, TenantId};
@@ -270,7 +269,7 @@ async fn known(tx: &mut Tx, id: &EnrollmentId) -> Result<Option<Known>, StorageE
 }
 
 impl Known {
-    fn of(row: &AnyRow, id: &EnrollmentId, keyring: &Keyring) -> Result<Self, StorageError> {
+    fn of(row: &Row, id: &EnrollmentId, keyring: &Keyring) -> Result<Self, StorageError> {
         let tenant = crate::tenant(row, 0)?;
         Ok(Self {
             push_magic: keyring.at(&sealed::PUSH_MAGIC, &tenant, &[id]).open_opt(row.opt_blob(6)?)?,

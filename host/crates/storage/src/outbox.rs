@@ -7,11 +7,10 @@
 use crate::effects::{self, Checked, PluginEffects};
 use crate::events::{Address, Event, deliver, event};
 use crate::memory::Change;
-use crate::sql::{Columns, Db, args, together};
+use crate::sql::{Columns, Db, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, sealed, tenant};
 use serde_json::Value;
-use sqlx::any::AnyRow;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -530,7 +529,7 @@ impl Leases<'_> {
     }
 
     /// `false`: its subscriber has its share.
-    async fn take(&mut self, tx: &mut Tx, row: &AnyRow) -> Result<bool, StorageError> {
+    async fn take(&mut self, tx: &mut Tx, row: &Row) -> Result<bool, StorageError> {
         let Claim { owner, lease, now, .. } = self.new;
         let (tenant, subscriber, interface, partition) = (tenant(row, 0)?, row.text(1)?, row.text(2)?, row.text(3)?);
         let left = self.left_of(&tenant, &subscriber);

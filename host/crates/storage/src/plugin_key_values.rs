@@ -1,11 +1,10 @@
 //! Plugins' own memory. Writes come with a plugin's effects only (`effects.rs`).
 
 use crate::keyring::Keyring;
-use crate::sql::{Columns, Db, args};
+use crate::sql::{Columns, Db, Row, args};
 use crate::writer::Tx;
 use crate::{Storage, StorageError, sealed};
 use bytes::Bytes;
-use sqlx::any::AnyRow;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 
@@ -87,7 +86,7 @@ fn before(prefix: &str) -> String {
     shorter
 }
 
-fn pair(keyring: &Keyring, tenant: &TenantId, plugin: &str, row: &AnyRow) -> Result<KvPair, StorageError> {
+fn pair(keyring: &Keyring, tenant: &TenantId, plugin: &str, row: &Row) -> Result<KvPair, StorageError> {
     let key = row.text(0)?;
     let value = keyring.at(&sealed::KEY_VALUE, tenant, &[&plugin, &key]).open(row.blob(1)?)?;
     Ok(KvPair { key, value, version: row.text(2)? })

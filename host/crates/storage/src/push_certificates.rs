@@ -1,10 +1,9 @@
 //! Push certificates by topic, and what a push needs of an enrollment.
 
-use crate::sql::{Columns, args};
+use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome};
 use crate::{Storage, StorageError, sealed, tenant};
 use bytes::Bytes;
-use sqlx::any::AnyRow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -238,6 +237,6 @@ impl Storage {
     }
 }
 
-fn topic_uses(rows: &[AnyRow]) -> Result<Vec<TopicUse>, StorageError> {
+fn topic_uses(rows: &[Row]) -> Result<Vec<TopicUse>, StorageError> {
     rows.iter().map(|row| Ok(TopicUse { topic: row.text(0)?, channels: row.count(1)? })).collect()
 }

@@ -6,10 +6,10 @@
 
 use crate::keyring::{Key, Keyring};
 use crate::sealed::{self, COLUMNS, Column, HEAD};
-use crate::sql::{Columns as _, Db, args};
+use crate::sql::{Columns as _, Db, Row, args};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{OpenOptions, Storage, StorageError};
-use sqlx::any::{AnyConnectOptions, AnyRow};
+use sqlx::any::AnyConnectOptions;
 use sqlx::{AnyConnection, ConnectOptions as _, Connection as _};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -69,7 +69,7 @@ const PROOF: Column = Column { table: "sealing_keys", name: "proof", heads: "", 
 const PROVEN: &[u8] = b"wasmdm";
 
 async fn keys(db: &mut Db<'_>) -> Result<Vec<(SealingKey, Vec<u8>)>, StorageError> {
-    let row = |row: &AnyRow| {
+    let row = |row: &Row| {
         let key = SealingKey { id: row.text(0)?, name: row.text(1)?, is_complete: row.flag(3)?, is_clean: row.flag(4)? };
         Ok((key, row.blob(2)?))
     };
@@ -336,7 +336,7 @@ fn parts(key: &[String]) -> Vec<&(dyn Display + Sync)> {
 }
 
 /// Of a row of [`Column::value`]; `None`: it is NULL.
-fn value_of(column: &Column, row: &AnyRow) -> Result<Option<Value>, StorageError> {
+fn value_of(column: &Column, row: &Row) -> Result<Option<Value>, StorageError> {
     let Some(blob) = row.opt_blob(1)? else {
         return Ok(None);
     };

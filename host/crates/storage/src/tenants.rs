@@ -2,12 +2,12 @@
 
 use crate::sql::args;
 use crate::writer::{Class, Outcome};
-use crate::{Storage, StorageError, tenant};
+use crate::{Storage, StorageError};
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
 
 const INSERT_TENANT: &str = "INSERT INTO tenants (id, created_at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING";
-const SELECT_TOPIC: &str = "SELECT tenant_id FROM push_topics WHERE topic = ?";
+pub(crate) const SELECT_TOPIC: &str = "SELECT tenant_id FROM push_topics WHERE topic = ?";
 
 impl Storage {
     /// Makes the tenant; one that is there already stays as it is. `default` always is.
@@ -21,10 +21,5 @@ impl Storage {
             })
         })
         .await
-    }
-
-    /// Whose the push topic is; `None` before a push certificate of the topic was stored.
-    pub async fn topic_owner(&self, topic: &str) -> Result<Option<TenantId>, StorageError> {
-        self.read_one(SELECT_TOPIC, args![topic]).await?.map(|row| tenant(&row, 0)).transpose()
     }
 }

@@ -7,19 +7,21 @@
 use crate::StorageError;
 use crate::device_messages::HeardMessage;
 use crate::dialect::Dialect;
+use crate::direct::DirectConnection;
 use crate::keyring::Keyring;
 use crate::memory::{Change, Memory};
-use crate::sql::{Args, Db};
+use crate::sql::{Args, Db, Row};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sqlx::any::{AnyConnectOptions, AnyRow};
-use sqlx::{AnyConnection, ConnectOptions, Connection};
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
+use tokio_util::task::TaskTracker;
 
 /// Members of one commit, at most.
 const GROUP: usize = 64;
@@ -51,7 +53,7 @@ pub(crate) type Written<T> = Result<Outcome<T>, StorageError>;
 
 /// The transaction that members run in.
 pub(crate) struct Tx {
-    connection: AnyConnection,
+    connection: DirectConnection,
     dialect: Dialect,
     pub(crate) memory: Arc<Memory>,
     pub(crate) keyring: Keyring,
@@ -65,14 +67,14 @@ pub(crate) struct Tx {
 
 impl Tx {
     pub(crate) fn db(&mut self) -> Db<'_> {
-        Db::new(&mut self.connection, self.dialect, &self.keyring)
+        Db::direct(&mut self.connection, self.dialect, &self.keyring)
     }
 
-    pub(crate) async fn one(&mut self, sql: &'static str, args: Args) -> Result<Option<AnyRow>, StorageError> {
+    pub(crate) async fn one(&mut self, sql: &'static str, args: Args) -> Result<Option<Row>, StorageError> {
         self.db().one(sql, args).await
     }
 
-    pub(crate) async fn all(&mut self, sql: &'static str, args: Args) -> Result<Vec<AnyRow>, StorageError> {
+    pub(crate) async fn all(&mut self, sql: &'static str, args: Args) -> Result<Vec<Row>, StorageError> {
         self.db().all(sql, args).await
     }
 
@@ -87,9 +89,8 @@ impl Tx {
         self.changes.push(change);
     }
 
-    async fn control(&mut self, sql: &'static str) -> Result<(), StorageError> {
-        sqlx::raw_sql(sql).execute(&mut self.connection).await?;
-        Ok(())
+    fn control(&mut self, sql: &'static str) -> Result<(), StorageError> {
+        self.connection.control(sql)
     }
 }
 
@@ -226,38 +227,52 @@ impl WriteQueue {
     }
 }
 
-/// The task behind a [`WriteQueue`].
+/// The thread behind a [`WriteQueue`]. A thread and not a task, because statements and commits block.
 pub(crate) struct Writer {
     queue: Arc<WriteQueue>,
-    options: AnyConnectOptions,
+    path: PathBuf,
     tx: Tx,
     /// A transaction could neither be committed nor rolled back: the connection is replaced before the next.
     broken: bool,
 }
 
 impl Writer {
-    pub(crate) async fn connect(
-        options: AnyConnectOptions,
+    pub(crate) fn connect(
+        path: PathBuf,
         dialect: Dialect,
         memory: Arc<Memory>,
         keyring: Keyring,
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
-        let connection = connect(&options, dialect, &keyring).await?;
-        Ok(Self { queue, options, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
+        let connection = connect(&path, dialect, &keyring)?;
+        Ok(Self { queue, path, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
     }
 
-    /// Before the task runs: migrations, and what is kept in memory.
-    pub(crate) fn connection(&mut self) -> &mut AnyConnection {
-        &mut self.tx.connection
+    /// Before the thread runs: what is kept in memory.
+    pub(crate) fn db(&mut self) -> Db<'_> {
+        self.tx.db()
     }
 
-    /// Until the queue is closed and empty.
-    pub(crate) async fn run(mut self) {
+    /// Runs until the queue is closed and empty; the tracker waits for that.
+    pub(crate) fn start(self, tasks: &TaskTracker) -> Result<(), StorageError> {
+        let runtime = Handle::current();
+        let (ends, ended) = oneshot::channel::<()>();
+        std::thread::Builder::new()
+            .name(String::from("database-writer"))
+            .spawn(move || {
+                runtime.block_on(self.run());
+                drop(ends);
+            })
+            .map_err(|error| StorageError::unavailable(format!("no thread for the writer: {error}")))?;
+        tasks.spawn(ended);
+        Ok(())
+    }
+
+    async fn run(mut self) {
         while let Some(group) = self.queue.next_group().await {
             self.write_group(group).await;
         }
-        if let Err(error) = self.tx.connection.close().await {
+        if let Err(error) = self.tx.connection.close() {
             tracing::warn!("The writer's connection did not close cleanly: {error}");
         }
     }
@@ -292,32 +307,38 @@ impl Writer {
     }
 
     async fn try_group(&mut self, group: &mut [Box<dyn Member>]) -> Result<(), Failed> {
-        self.begin().await.map_err(Failed::Transaction)?;
+        self.begin().map_err(Failed::Transaction)?;
         for (index, member) in group.iter_mut().enumerate() {
             let (writes, changes) = (self.tx.writes, self.tx.changes.len());
             match run(member, &mut self.tx).await {
                 Ok(Ran::Keep) => {}
                 Ok(Ran::Discard) if self.tx.writes == writes => self.tx.changes.truncate(changes),
                 Ok(Ran::Discard) | Err(_) => {
-                    self.rollback().await;
+                    self.rollback();
                     return Err(Failed::Member(index));
                 }
             }
         }
-        self.commit(group.len()).await.map_err(Failed::Transaction)
+        #[cfg(test)]
+        drop(self.queue.commit_gate.read().await);
+        self.commit(group.len()).map_err(Failed::Transaction)
     }
 
     async fn write_alone(&mut self, mut member: Box<dyn Member>) {
-        let end = match self.begin().await {
+        let end = match self.begin() {
             Err(error) => Err(error),
             Ok(()) => match run(&mut member, &mut self.tx).await {
-                Ok(Ran::Keep) => self.commit(1).await,
+                Ok(Ran::Keep) => {
+                    #[cfg(test)]
+                    drop(self.queue.commit_gate.read().await);
+                    self.commit(1)
+                }
                 Ok(Ran::Discard) => {
-                    self.rollback().await;
+                    self.rollback();
                     Ok(())
                 }
                 Err(error) => {
-                    self.rollback().await;
+                    self.rollback();
                     Err(error)
                 }
             },
@@ -325,25 +346,21 @@ impl Writer {
         member.finish(end);
     }
 
-    async fn begin(&mut self) -> Result<(), StorageError> {
+    fn begin(&mut self) -> Result<(), StorageError> {
         if self.broken {
-            self.tx.connection = connect(&self.options, self.tx.dialect, &self.tx.keyring).await?;
+            self.tx.connection = connect(&self.path, self.tx.dialect, &self.tx.keyring)?;
             self.broken = false;
         }
         self.tx.writes = 0;
         self.tx.changes.clear();
-        self.tx.control(self.tx.dialect.begin()).await
+        self.tx.control(self.tx.dialect.begin())
     }
 
-    async fn commit(&mut self, members: usize) -> Result<(), StorageError> {
-        #[cfg(test)]
-        let queue = Arc::clone(&self.queue);
-        #[cfg(test)]
-        let _open = queue.commit_gate.read().await;
-        if let Err(error) = self.tx.control("COMMIT").await {
+    fn commit(&mut self, members: usize) -> Result<(), StorageError> {
+        if let Err(error) = self.tx.control("COMMIT") {
             tracing::error!("A commit of {members} writes failed: {error}");
             metrics::counter!("wasmdm_storage_failed_commits_total").increment(1);
-            self.rollback().await;
+            self.rollback();
             return Err(StorageError::unavailable(format!("the commit failed: {error}")));
         }
         metrics::counter!("wasmdm_storage_commits_total").increment(1);
@@ -353,9 +370,9 @@ impl Writer {
         Ok(())
     }
 
-    async fn rollback(&mut self) {
+    fn rollback(&mut self) {
         self.tx.changes.clear();
-        if let Err(error) = self.tx.control("ROLLBACK").await {
+        if let Err(error) = self.tx.control("ROLLBACK") {
             // After some errors the database has rolled back by itself, and says that there is no transaction. A new connection is
             // right in both cases.
             tracing::warn!("A transaction did not roll back, the connection is replaced: {error}");
@@ -379,13 +396,13 @@ async fn run(member: &mut Box<dyn Member>, tx: &mut Tx) -> Result<Ran, StorageEr
     }
 }
 
-async fn connect(options: &AnyConnectOptions, dialect: Dialect, keyring: &Keyring) -> Result<AnyConnection, StorageError> {
-    let mut connection = options.connect().await?;
+fn connect(path: &Path, dialect: Dialect, keyring: &Keyring) -> Result<DirectConnection, StorageError> {
+    let mut connection = DirectConnection::open(path)?;
     for &statement in dialect.set_up_writer() {
-        sqlx::raw_sql(statement).execute(&mut connection).await?;
+        connection.control(statement)?;
     }
     if !keyring.is_empty() {
-        sqlx::raw_sql(dialect.set_up_sealing_writer()).execute(&mut connection).await?;
+        connection.control(dialect.set_up_sealing_writer())?;
     }
     Ok(connection)
 }
@@ -432,7 +449,7 @@ mod tests {
         queue: &Arc<WriteQueue>,
         members: Vec<impl Future<Output = T> + Send + 'static>,
     ) -> Vec<tokio::task::JoinHandle<T>> {
-        let tracker = tokio_util::task::TaskTracker::new();
+        let tracker = TaskTracker::new();
         let held = queue.commit_gate.write().await;
         let (runs, mut running) = tokio::sync::mpsc::unbounded_channel();
         let first = Arc::clone(queue);
@@ -638,7 +655,7 @@ mod tests {
     async fn a_database_that_somebody_else_locks_answers_when_it_is_free() {
         let (directory, storage) = storage().await;
         let url = format!("sqlite://{}/test.db", directory.path().display());
-        let mut other = AnyConnection::connect(&url).await.unwrap();
+        let mut other = <sqlx::AnyConnection as sqlx::Connection>::connect(&url).await.unwrap();
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
         let tenant = TenantId::new("a");
         let mut answer = Box::pin(storage.create_tenant(&tenant, Timestamp::from_millis(0)));

@@ -6,11 +6,11 @@ use crate::call::State;
 impl Host for State {
     async fn get(&mut self, key: String) -> wasmtime::Result<Option<String>> {
         self.enter()?;
-        Ok(self.settings.config.get(&key).map(ToString::to_string))
+        Ok(self.settings.config.text(&key).map(str::to_owned))
     }
 
     async fn document(&mut self) -> wasmtime::Result<String> {
         self.enter()?;
-        Ok(serde_json::to_string(&*self.settings.config)?)
+        Ok(serde_json::to_string(&**self.settings.config)?)
     }
 }

@@ -361,7 +361,7 @@ impl Loader {
         plugin.probe().await.map_err(refused)?;
         for tenant in &self.tenants {
             if let Some(settings) = plugin.effective().for_tenant(tenant) {
-                let document = Value::Object((*settings.config).clone()).to_string();
+                let document = Value::Object((**settings.config).clone()).to_string();
                 plugin.validate_config(&document, tenant).await.map_err(refused)?;
             }
         }

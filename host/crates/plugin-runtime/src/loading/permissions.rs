@@ -70,7 +70,7 @@ fn settings(manifest: &Manifest, grant: &Grant, overlay: &Overlay, secrets: &Sec
     }
     Settings {
         mode: overlay.mode.unwrap_or(grant.mode),
-        config: Arc::new(config),
+        config: Arc::new(config.into()),
         capabilities: capabilities(&manifest.requests, &grant.grants, overlay, secrets, &limits, surroundings, &wishes(manifest, grant, overlay)),
         limits,
     }
@@ -382,7 +382,7 @@ mod tests {
         let effective = meet(&manifest, &grant);
         let acme = effective.for_tenant(&TenantId::new("acme")).unwrap();
         let expected = json!({ "a": 1, "b": { "x": 1, "y": 2 }, "at": { "$date": "2026-01-02T03:04:05Z" }, "list": [2] });
-        assert_eq!(Value::Object((*acme.config).clone()), expected);
+        assert_eq!(Value::Object((**acme.config).clone()), expected);
         assert_eq!(acme.mode, crate::effective::Mode::Monitor);
         assert_eq!(effective.settings.config["list"], json!([1]));
     }

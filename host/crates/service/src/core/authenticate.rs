@@ -36,11 +36,10 @@ impl Core {
             request_id: request.id.clone(),
         };
         for _ in 0..ATTEMPTS {
-            let known = self.storage.enrollment(&id).await?;
+            let (known, bound) = self.storage.enrollment_and_binding(&id, &request.certificate.identity).await?;
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            let bound = self.storage.certificate_binding(&request.certificate.identity).await?;
             let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.replaced);
             candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(its_own));
             candidate.renewing = match &known {

@@ -1,6 +1,6 @@
 use crate::fixture::*;
 use wasmdm_protocol::certificate::Certificate;
-use wasmdm_storage::certificate_bindings::{Associated, Association, Reason};
+use wasmdm_storage::certificate_bindings::{Associated, Association, CertificateOwner, Reason};
 use wasmdm_storage::enrollments::Authenticated;
 
 /// Edge case 23.
@@ -12,6 +12,30 @@ pub(crate) async fn a_certificate_belongs_to_one_enrollment(database: &Database)
     let binding = database.storage().certificate_binding(&certificate("A").identity).await.unwrap().unwrap();
     assert_eq!((binding.enrollment.as_str(), binding.replaced), ("A", false));
     assert_eq!(database.storage().certificate_binding(&[9; 32]).await.unwrap(), None);
+}
+
+pub(crate) async fn an_authenticate_learns_what_is_known_of_it(database: &Database) {
+    database.enroll("A").await;
+    let known = async |enrollment: &str, name: &str| {
+        let identity = certificate(name).identity;
+        let (record, binding) = database.storage().enrollment_and_binding(&id(enrollment), &identity).await.unwrap();
+        (record.map(|record| record.id), binding.map(|binding| binding.enrollment))
+    };
+    for restarted in [false, true] {
+        // After a restart the first one reads the database, and the next ones find the binding in memory.
+        if restarted {
+            database.restart().await;
+        }
+        assert_eq!(known("A", "A").await, (Some(id("A")), Some(id("A"))));
+        assert_eq!(known("B", "A").await, (None, Some(id("A"))));
+        assert_eq!(known("A", "A2").await, (Some(id("A")), None));
+        assert_eq!(known("B", "B").await, (None, None));
+    }
+    database.restart().await;
+    for _ in 0..2 {
+        let owner = database.storage().certificate_owner(&certificate("A").identity, "topic").await.unwrap();
+        assert!(matches!(owner, CertificateOwner::Enrollment(binding) if binding.enrollment == id("A")));
+    }
 }
 
 pub(crate) async fn a_new_certificate_replaces_the_old_one_at_commit(database: &Database) {

@@ -89,6 +89,7 @@ cases! {
         push_targets_are_the_enrolled_ones;
     certificate_bindings:
         a_certificate_belongs_to_one_enrollment,
+        an_authenticate_learns_what_is_known_of_it,
         a_new_certificate_replaces_the_old_one_at_commit,
         bindings_survive_a_restart,
         a_rotated_identity_replaces_the_one_before,

@@ -1,6 +1,7 @@
 use crate::fixture::*;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_storage::StorageError;
+use wasmdm_storage::certificate_bindings::CertificateOwner;
 use wasmdm_storage::push_certificates::{CertificateSummary, StoreOutcome, StorePushCertificate, TopicSummary, TopicUse};
 
 const OTHER_TOPIC: &str = "com.apple.mgmt.External.other";
@@ -23,7 +24,7 @@ pub(crate) async fn storing_counts_versions_and_owns_the_topic(database: &Databa
     let other = TenantId::new("other");
     storage.create_tenant(&other, at(0)).await.unwrap();
     assert!(storage.push_certificate(TOPIC).await.unwrap().is_none());
-    assert_eq!(storage.topic_owner(TOPIC).await.unwrap(), None);
+    assert_eq!(storage.certificate_owner(&[9; 32], TOPIC).await.unwrap(), CertificateOwner::Nobody { topic_owner: None });
     for version in 1..=2 {
         let (certificate, key) = (format!("certificate {version}"), format!("secret key {version}"));
         let store = StorePushCertificate { certificate_pem: certificate.clone(), private_key_pem: key.clone(), ..self::certificate(TOPIC, version) };
@@ -36,7 +37,8 @@ pub(crate) async fn storing_counts_versions_and_owns_the_topic(database: &Databa
     }
     let refused = storage.store_push_certificate(StorePushCertificate { tenant: other, ..certificate(TOPIC, 9) }).await;
     assert!(matches!(refused, Err(StorageError::Invalid { field: "topic", .. })));
-    assert_eq!(storage.topic_owner(TOPIC).await.unwrap(), Some(default()));
+    let owner = storage.certificate_owner(&[9; 32], TOPIC).await.unwrap();
+    assert_eq!(owner, CertificateOwner::Nobody { topic_owner: Some(default()) });
 }
 
 /// Edge case 31. Who renews with another Apple account gets a certificate of another topic, and with it not one device could be woken.
@@ -48,7 +50,8 @@ pub(crate) async fn a_topic_that_no_device_uses_takes_the_place_of_none_unless_t
     let refused = storage.store_push_certificate(certificate(OTHER_TOPIC, 2)).await.unwrap();
     assert_eq!(refused, StoreOutcome::OtherTopicsInUse(vec![TopicUse { topic: TOPIC.to_owned(), channels: 1 }]));
     assert!(storage.push_certificate(OTHER_TOPIC).await.unwrap().is_none());
-    assert_eq!(storage.topic_owner(OTHER_TOPIC).await.unwrap(), None);
+    let owner = storage.certificate_owner(&[9; 32], OTHER_TOPIC).await.unwrap();
+    assert_eq!(owner, CertificateOwner::Nobody { topic_owner: None });
     // The devices' own topic, a renewal, and what is said to be new.
     for store in [
         certificate(TOPIC, 3),

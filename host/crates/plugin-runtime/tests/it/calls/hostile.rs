@@ -135,6 +135,16 @@ async fn a_guest_may_live_with_memory_that_it_does_not_get() {
     assert!(matches!(outcome, Outcome::Answered(Answer::Decision(Decision::Allow { .. }))), "{outcome}");
 }
 
+/// Instances are used again, and what is put back is only what the kernel says was written: more of it than is kept resident, and added memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_finds_anything_of_a_call_before() {
+    let server = Server::start().await;
+    let plugin = server.misbehaving("look-for-a-call-before", |effective| effective.settings.limits.cpu_sync = Duration::from_secs(20));
+    for n in 0..20 {
+        assert_eq!(server.call(&plugin, "D").await.outcome.label(), "ok", "call {n}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filling_memory_in_bulk_is_charged() {
     assert_eq!(label("fill", |_| ()).await, Outcome::Cpu);

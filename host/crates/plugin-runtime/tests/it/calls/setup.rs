@@ -169,7 +169,7 @@ impl Server {
 
 /// Everything but HTTP is granted.
 pub(crate) fn granted(config: &Value) -> Effective {
-    let mut settings = Settings { config: Arc::new(config.as_object().unwrap().clone()), ..Settings::default() };
+    let mut settings = Settings { config: Arc::new(config.as_object().unwrap().clone().into()), ..Settings::default() };
     let capabilities = &mut settings.capabilities;
     capabilities.kv = Some(KvGrant::default());
     capabilities.enrollments = EnrollmentsGrant { read: true, tag: true, release: true };

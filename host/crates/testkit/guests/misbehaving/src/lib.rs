@@ -18,6 +18,7 @@ wit_bindgen::generate!({
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use exports::wasmdm::plugin::{enrollment_policy, event_commands, event_sink, lifecycle, schedule};
@@ -72,6 +73,24 @@ fn a_function_that_panics() {
     panic!("as configured");
 }
 
+/// Traps if a call before has left anything in the memory: in what the component initialises, in what it leaves zero, or in what is added to it.
+/// Then writes to all of them.
+fn look_for_a_call_before() {
+    const PAGE: usize = 64 << 10;
+    static INITIALISED: Mutex<[u8; PAGE]> = Mutex::new([7; PAGE]);
+    static ZERO: Mutex<[u8; 8 * PAGE]> = Mutex::new([0; 8 * PAGE]);
+    let all = |bytes: &[u8], expected: u8| black_box(bytes).iter().all(|byte| *byte == expected);
+    let (mut initialised, mut zero) = (INITIALISED.lock().unwrap(), ZERO.lock().unwrap());
+    assert!(all(&*initialised, 7) && all(&*zero, 0), "something is left of a call before");
+    // From the allocator this comes out of memory that was never used, which it takes to be zero as well.
+    let mut added = vec![0_u8; 16 * PAGE];
+    assert!(all(&added, 0), "something is left of a call before, in added memory");
+    initialised.fill(1);
+    zero.fill(2);
+    added.fill(3);
+    black_box(added);
+}
+
 /// Misbehaves in the ways that every hook can. `false`: none of these was asked for.
 fn misbehave(behaviour: &str) -> bool {
     match behaviour {
@@ -97,6 +116,7 @@ fn misbehave(behaviour: &str) -> bool {
                 kept.push(black_box(next));
             }
         }
+        "look-for-a-call-before" => look_for_a_call_before(),
         "fill" => loop {
             black_box(vec![black_box(7_u8); 32 << 20]);
         },
