@@ -72,12 +72,19 @@ fn breakages_agree(report: &Report, input: &[u8]) {
         whole_agrees(report, &claimed(&[input, junk].concat()));
     }
     let text = input.trim_ascii_end();
+    // Which of two names counts is known only when both have been read; no device of Apple's says both.
+    let names =
+        report.document.as_dictionary().map_or(0, |entries| ["UDID", "EnrollmentID"].iter().filter(|name| entries.contains_key(name)).count());
     for part in 1..8 {
         let cut = text.len() * part / 8;
         let Some(beginning) = text.get(..cut) else { continue };
         // What was cut off may have said which of the device's channels it is.
         if parse(beginning).is_err() {
-            agrees(report, &claimed(beginning));
+            let mut claims = claimed(beginning);
+            if names > 1 {
+                claims.enrollment = None;
+            }
+            agrees(report, &claims);
         }
     }
 }
