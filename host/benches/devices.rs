@@ -29,6 +29,7 @@ use process::{API_KEY, Home, ServerProcess};
 use tokio::task::JoinSet;
 use wasmdm::bundled::{BundledPlugin, CHAT_NOTIFY, ENROLLMENT_BASELINE, SERIAL_ALLOW_LIST};
 use wasmdm_protocol::mdm_signature;
+use wasmdm_simulator::apns::{FakeApns, FakeApnsOptions, PushCertificateRequest};
 use wasmdm_simulator::device::Prepared;
 use wasmdm_simulator::fleet::{FleetOptions, Polling};
 use wasmdm_simulator::measure::{Estimate, Tally, ThreadTimes, own_thread_cpu};
@@ -99,6 +100,8 @@ enum Row {
     HistoryCommands,
     /// An enrollment beside many others, against a hundredth
     Scale,
+    /// Pushes through the API, 1,000 ids a call, to a push service without latency and to one of 30 ms
+    Pushes,
 }
 
 /// How a row's servers are asked.
@@ -149,6 +152,7 @@ async fn run(row: Row, arguments: &Arguments) -> usize {
         Row::HistoryIdle => history(arguments, Asked::Idle).await,
         Row::HistoryCommands => history(arguments, Asked::Commands).await,
         Row::Scale => scale(arguments).await,
+        Row::Pushes => pushes(arguments, Duration::ZERO, 8_000.0, 8_000.0).await + pushes(arguments, Duration::from_millis(30), 157.0, 10_000.0).await,
     }
 }
 
@@ -659,4 +663,55 @@ async fn scale(arguments: &Arguments) -> usize {
     );
     println!("  many / few {:.3}", measured.ratio());
     target("many / few", measured.ratio().median, 1.25, true)
+}
+
+/// Two clients call `/v1/push` with 1,000 devices each, again and again: what NanoMDM was measured with.
+async fn pushes(arguments: &Arguments, latency: Duration, theirs: f64, at_least: f64) -> usize {
+    const CLIENTS: u64 = 2;
+    const IDS: u64 = 1000;
+    const CALLS: u64 = 10;
+    let authority = authority();
+    let service = FakeApns::start_with(FakeApnsOptions { latency, remembered: 0, ..FakeApnsOptions::default() }).expect("a push service");
+    let home = home(&authority, true);
+    let roots = home.directory.path().join("push-service.pem");
+    std::fs::write(&roots, service.root_pem()).expect("a file");
+    let home = home.with(&["--apns-endpoint", &service.endpoint(), "--apns-roots", &roots.to_string_lossy()]);
+    let mut stage = Stage::open(home, arguments.connections);
+    let request = PushCertificateRequest { rsa: true, ..PushCertificateRequest::new(authority.topic()) };
+    let certificate = service.authority().issue_as(&request).expect("a certificate");
+    let pem = format!("{}{}", certificate.certificate_pem, certificate.private_key_pem);
+    stage.api.store_push_certificate(pem).await.expect("stored");
+    let mut devices = Devices::new(&authority, true, Asked::Idle);
+    devices.enroll(usize::try_from(CLIENTS * IDS).unwrap(), &mut [&mut stage]).await;
+    let ids: Vec<String> = devices.enrolled.iter().map(Device::id).collect();
+    // The handshake is not what is measured.
+    assert!(stage.api.push(&[ids.first().expect("a device")]).await.expect("an answer").status.is_success());
+
+    let (server_before, service_before, begin) = (stage.cpu(), service.cpu().unwrap_or_default(), Instant::now());
+    let mut clients = JoinSet::new();
+    for ids in ids.chunks(usize::try_from(IDS).unwrap()) {
+        let (ids, mut api) = (ids.to_vec(), stage.api.another());
+        clients.spawn(async move {
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let mut longest = Duration::ZERO;
+            for _ in 0..CALLS {
+                let begin = Instant::now();
+                let answer = api.push(&ids).await.expect("an answer");
+                assert!(answer.status.is_success(), "{answer:?}");
+                longest = longest.max(begin.elapsed());
+            }
+            longest
+        });
+    }
+    let longest = clients.join_all().await.into_iter().max().unwrap_or_default();
+    let elapsed = begin.elapsed();
+    let pushed = count(usize::try_from(CLIENTS * IDS * CALLS).unwrap());
+    let rate = pushed / elapsed.as_secs_f64();
+    println!(
+        "  {latency:?} latency: {rate:.0} pushes a second (NanoMDM {theirs:.0}), longest call of {IDS} ids {:.0} ms, server {:.1} µs a push, push service {:.1}",
+        longest.as_secs_f64() * 1e3,
+        micros(stage.cpu().since(&server_before)) / pushed,
+        micros(service.cpu().unwrap_or_default().saturating_sub(service_before)) / pushed
+    );
+    target("pushes a second", rate, at_least, false)
 }
