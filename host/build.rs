@@ -9,6 +9,9 @@ use std::{env, fs};
 
 const PLUGINS: [&str; 3] = ["serial-allow-list", "enrollment-baseline", "chat-notify"];
 
+/// What plugins are built for; rust-toolchain.toml names it too.
+const GUEST: &str = "wasm32-wasip2";
+
 fn main() {
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets CARGO_MANIFEST_DIR")).join("..");
@@ -17,8 +20,9 @@ fn main() {
     }
     // One target directory for all profiles of the server, apart from its own: that one is locked by the cargo that runs this.
     let target = out.ancestors().nth(4).expect("OUT_DIR lies in a target directory").join("plugins");
+    add_guest_target(&root);
     let mut cargo = Command::new(env::var("CARGO").expect("cargo sets CARGO"));
-    cargo.current_dir(&root).args(["build", "--quiet", "--profile", "plugin", "--target", "wasm32-wasip2", "--target-dir"]).arg(&target);
+    cargo.current_dir(&root).args(["build", "--quiet", "--profile", "plugin", "--target", GUEST, "--target-dir"]).arg(&target);
     for plugin in PLUGINS {
         cargo.args(["--package", plugin]);
     }
@@ -27,9 +31,20 @@ fn main() {
         cargo.env_remove(variable);
     }
     let status = cargo.status().expect("cargo starts");
-    assert!(status.success(), "the plugins could not be built: is the target there? rustup target add wasm32-wasip2");
+    assert!(status.success(), "the plugins could not be built: is the target there? rustup target add {GUEST}");
     for plugin in PLUGINS {
-        let built = target.join("wasm32-wasip2/plugin").join(format!("{}.wasm", plugin.replace('-', "_")));
+        let built = target.join(GUEST).join("plugin").join(format!("{}.wasm", plugin.replace('-', "_")));
         fs::copy(&built, out.join(format!("{plugin}.wasm"))).unwrap_or_else(|error| panic!("{}: {error}", built.display()));
+    }
+}
+
+/// rustup adds the target by itself only to a toolchain that it installs, so on a machine that has the toolchain already it may be missing.
+fn add_guest_target(root: &Path) {
+    let rustc = env::var("RUSTC").expect("cargo sets RUSTC");
+    let library = Command::new(rustc).args(["--print", "target-libdir", "--target", GUEST]).output();
+    let is_there = library.is_ok_and(|output| Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir());
+    if !is_there {
+        // Without rustup, or without a network, the build of the plugins says what is missing.
+        drop(Command::new("rustup").current_dir(root).args(["target", "add", GUEST]).status());
     }
 }
