@@ -23,10 +23,10 @@ pub async fn wake(
     tenant: &TenantId,
     ids: &[EnrollmentId],
 ) -> Vec<Result<String, NotWoken>> {
-    let began = clock.now();
+    let known = storage.known_wakes();
     let results = pusher.push(tenant, ids).await;
     let woken = ids.iter().zip(&results).map(|(id, result)| Woken { enrollment: id.clone(), result: result.clone() }).collect();
-    if let Err(error) = storage.woken(woken, began, clock.now()).await {
+    if let Err(error) = storage.woken(woken, known, clock.now()).await {
         warn!("It could not be kept that devices were woken, they are woken once more: {error}");
     }
     results

@@ -638,6 +638,9 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     )
     .await?;
     push_failures::forget(tx, id).await?;
+    if tally == 1 || rotated {
+        wakes::can_be_woken(tx, tenant, id, *now).await?;
+    }
     if let Some(token) = &message.unlock_token {
         upsert_token(tx, tenant, id, UNLOCK_TOKEN, token, *now).await?;
     }

@@ -210,8 +210,11 @@ impl Storage {
         Ok(())
     }
 
-    /// One cheap read, for `/readyz`.
+    /// One cheap read, and whether anybody writes, for `/readyz`.
     pub async fn ping(&self) -> Result<(), StorageError> {
+        if self.inner.queue.as_ref().is_some_and(|queue| queue.is_closed()) {
+            return Err(StorageError::unavailable("nobody writes to it any more"));
+        }
         self.read_one("SELECT 1", args![]).await?;
         Ok(())
     }
@@ -325,8 +328,7 @@ async fn rebuild(db: &mut Db<'_>, memory: &Memory) -> Result<(), StorageError> {
         changes.push(memory::Change::Pending(EnrollmentId::new(row.text(0)?), true));
     }
     for row in db.all(wakes::SELECT_ALL, args![]).await? {
-        let state = if row.flag(1)? { memory::WakeState::Asked } else { memory::WakeState::Waits };
-        changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), state));
+        changes.push(memory::Change::Wake(EnrollmentId::new(row.text(0)?), memory::WakeState::Waits));
     }
     for row in db.all(push_failures::SELECT_ALL, args![]).await? {
         changes.push(memory::Change::PushFailing(EnrollmentId::new(row.text(0)?), true));

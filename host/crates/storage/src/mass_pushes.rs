@@ -5,6 +5,7 @@
 
 use crate::memory::{Change, WakeState};
 use crate::sql::{Columns, args, together};
+use crate::wakes::ON_CONFLICT_WANTED;
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError};
 use std::sync::{Arc, LazyLock};
@@ -97,9 +98,8 @@ static INSERT_TARGET: LazyLock<String> = LazyLock::new(|| {
     together(&[
         &format!("INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state) SELECT ?, id, 'waiting' {IS_ENROLLED} ON CONFLICT DO NOTHING"),
         &format!(
-            "INSERT INTO wakes (enrollment_id, tenant_id, due_at, step, asked, updated_at) SELECT id, tenant_id, ?, 0, 1, ? {IS_ENROLLED} \
-            ON CONFLICT (enrollment_id) DO UPDATE SET asked = 1, step = 0, updated_at = excluded.updated_at, \
-            due_at = CASE WHEN wakes.due_at < excluded.due_at THEN wakes.due_at ELSE excluded.due_at END"
+            "INSERT INTO wakes (enrollment_id, tenant_id, due_at, asked, taken, deferrals, unanswered, failures, wanted_in, updated_at) \
+            SELECT id, tenant_id, ?, 1, 0, 0, 0, 0, ?, ? {IS_ENROLLED} {ON_CONFLICT_WANTED}, asked = 1"
         ),
     ])
 });
@@ -226,9 +226,9 @@ async fn insert_chunk(tx: &mut Tx, push: &NewMassPush, start: usize) -> Result<V
     for (place, target) in targets.iter().enumerate().skip(start).take(CHUNK) {
         let (target_id, tenant_id) = (target.as_str(), tenant.as_str());
         let due = now.plus(turn(place, *per_second)).as_millis();
-        let args = args![id.as_str(), target_id, tenant_id, due, now.as_millis(), target_id, tenant_id];
+        let args = args![id.as_str(), target_id, tenant_id, due, tx.number(), now.as_millis(), target_id, tenant_id];
         if tx.run(&INSERT_TARGET, args).await? > 0 {
-            tx.after_commit(Change::Wake(target.clone(), WakeState::Asked));
+            tx.after_commit(Change::Wake(target.clone(), WakeState::Due));
         } else {
             tx.run(INSERT_NOBODY, args![id.as_str(), target_id, NOT_ENROLLED, now.as_millis()]).await?;
             nobody.push(target.clone());

@@ -6,6 +6,7 @@ use crate::outbox::Subscription;
 use parking_lot::{Mutex, RwLock};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use tokio::sync::Notify;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_protocol::time::Timestamp;
@@ -20,6 +21,8 @@ pub(crate) enum Change {
     Pending(EnrollmentId, bool),
     /// What the wakes say of the enrollment now.
     Wake(EnrollmentId, WakeState),
+    /// Some of them are due at once.
+    WakesDue,
     /// The enrollment's last push failed, or did not.
     PushFailing(EnrollmentId, bool),
     Binding([u8; 32], Binding),
@@ -34,12 +37,10 @@ pub(crate) enum Change {
 /// What became of an enrollment's row among the wakes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WakeState {
-    /// It is there; whether it was asked for is as before.
+    /// It is there.
     Waits,
-    /// Somebody asked for a push.
-    Asked,
-    /// That push was made.
-    Answered,
+    /// It is there, and due at once.
+    Due,
     /// There is none.
     Gone,
 }
@@ -47,8 +48,7 @@ pub(crate) enum WakeState {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     pending: Mutex<HashSet<EnrollmentId>>,
-    /// Whether each was asked for.
-    wakes: Mutex<HashMap<EnrollmentId, bool>>,
+    wakes: Mutex<HashSet<EnrollmentId>>,
     push_failing: Mutex<HashSet<EnrollmentId>>,
     bindings: Mutex<BindingCache>,
     subscriptions: RwLock<HashMap<TenantId, Vec<Subscribed>>>,
@@ -57,6 +57,8 @@ pub(crate) struct Memory {
     pub(crate) flush: tokio::sync::Mutex<()>,
     pub(crate) outbox: Arc<Notify>,
     pub(crate) wakes_due: Arc<Notify>,
+    /// The number of the last transaction whose commit returned, counted since the start.
+    committed: AtomicI64,
 }
 
 /// One line of the subscriptions.
@@ -74,6 +76,12 @@ struct LastSeen {
 }
 
 impl Memory {
+    /// After the commit of the transaction with that number.
+    pub(crate) fn follow(&self, number: i64, changes: impl Iterator<Item = Change>) {
+        self.apply(changes);
+        self.committed.store(number, Ordering::Release);
+    }
+
     pub(crate) fn apply(&self, changes: impl Iterator<Item = Change>) {
         let (mut outbox, mut wakes_due) = (false, false);
         for change in changes {
@@ -88,15 +96,10 @@ impl Memory {
                     self.wakes.lock().remove(&id);
                 }
                 Change::Wake(id, state) => {
-                    let mut wakes = self.wakes.lock();
-                    let asked = wakes.entry(id).or_insert(false);
-                    match state {
-                        WakeState::Asked => *asked = true,
-                        WakeState::Answered => *asked = false,
-                        WakeState::Waits | WakeState::Gone => {}
-                    }
-                    wakes_due |= state == WakeState::Asked;
+                    self.wakes.lock().insert(id);
+                    wakes_due |= state == WakeState::Due;
                 }
+                Change::WakesDue => wakes_due = true,
                 Change::PushFailing(id, true) => {
                     self.push_failing.lock().insert(id);
                 }
@@ -125,12 +128,11 @@ impl Memory {
     }
 
     pub(crate) fn has_wake(&self, id: &EnrollmentId) -> bool {
-        self.wake(id).is_some()
+        self.wakes.lock().contains(id)
     }
 
-    /// Whether the enrollment's wake was asked for, if it has one.
-    pub(crate) fn wake(&self, id: &EnrollmentId) -> Option<bool> {
-        self.wakes.lock().get(id).copied()
+    pub(crate) fn committed(&self) -> i64 {
+        self.committed.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_push_failing(&self, id: &EnrollmentId) -> bool {

@@ -2,7 +2,7 @@
 
 use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome};
-use crate::{Storage, StorageError, sealed, tenant};
+use crate::{Storage, StorageError, sealed, tenant, wakes};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -181,6 +181,7 @@ impl Storage {
                     args![topic.as_str(), tenant.as_str(), certificate.as_slice(), key.as_slice(), not_after.as_millis(), now.as_millis()],
                 )
                 .await?;
+                wakes::topic_can_be_pushed(tx, topic, *now).await?;
                 Ok(Outcome::Commit(StoreOutcome::Stored))
             })
         })

@@ -59,6 +59,8 @@ pub(crate) struct Tx {
     pub(crate) keyring: Keyring,
     /// What the member that runs is on behalf of.
     pub(crate) message: Option<Arc<HeardMessage>>,
+    /// Which transaction this is, counted since the start.
+    number: i64,
     /// Statements that may have changed something, in this transaction.
     writes: usize,
     /// What is kept in memory follows when the commit has returned.
@@ -82,6 +84,11 @@ impl Tx {
     pub(crate) async fn run(&mut self, sql: &'static str, args: Args) -> Result<u64, StorageError> {
         self.writes += 1;
         self.db().run(sql, args).await
+    }
+
+    /// Higher with each transaction: [`Memory::committed`] says which of them have committed.
+    pub(crate) const fn number(&self) -> i64 {
+        self.number
     }
 
     /// Changes what is kept in memory once the transaction is committed.
@@ -202,6 +209,16 @@ impl WriteQueue {
         self.arrived.notify_one();
     }
 
+    /// Nobody writes any more: whoever waits is told so.
+    fn abandon(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.closed = true;
+        let left: Vec<_> = waiting.answers.drain(..).collect::<Vec<_>>().into_iter().chain(waiting.background.drain(..)).collect();
+        drop(waiting);
+        // Their callers see that nobody can answer.
+        drop(left);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.waiting.lock().closed
     }
@@ -245,7 +262,12 @@ impl Writer {
         queue: Arc<WriteQueue>,
     ) -> Result<Self, StorageError> {
         let connection = connect(&path, dialect, &keyring)?;
-        Ok(Self { queue, path, tx: Tx { connection, dialect, memory, keyring, message: None, writes: 0, changes: Vec::new() }, broken: false })
+        Ok(Self {
+            queue,
+            path,
+            tx: Tx { connection, dialect, memory, keyring, message: None, number: 0, writes: 0, changes: Vec::new() },
+            broken: false,
+        })
     }
 
     /// Before the thread runs: what is kept in memory.
@@ -269,6 +291,8 @@ impl Writer {
     }
 
     async fn run(mut self) {
+        // However this ends: a caller that waits for ever would be worse than one that is refused.
+        let _end = Abandon(Arc::clone(&self.queue));
         while let Some(group) = self.queue.next_group().await {
             self.write_group(group).await;
         }
@@ -351,6 +375,7 @@ impl Writer {
             self.tx.connection = connect(&self.path, self.tx.dialect, &self.tx.keyring)?;
             self.broken = false;
         }
+        self.tx.number += 1;
         self.tx.writes = 0;
         self.tx.changes.clear();
         self.tx.control(self.tx.dialect.begin())
@@ -366,7 +391,7 @@ impl Writer {
         metrics::counter!("wasmdm_storage_commits_total").increment(1);
         metrics::counter!("wasmdm_storage_committed_writes_total").increment(u64::try_from(members).unwrap_or(u64::MAX));
         let memory = Arc::clone(&self.tx.memory);
-        memory.apply(self.tx.changes.drain(..));
+        memory.follow(self.tx.number, self.tx.changes.drain(..));
         Ok(())
     }
 
@@ -381,6 +406,17 @@ impl Writer {
     }
 }
 
+struct Abandon(Arc<WriteQueue>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("The writer of the database has stopped: nothing can be written until the server is restarted");
+        }
+        self.0.abandon();
+    }
+}
+
 enum Failed {
     /// Rolled back because of this one.
     Member(usize),
@@ -390,7 +426,8 @@ enum Failed {
 /// A member that panics is a bug of ours; it must not take the writer with it.
 async fn run(member: &mut Box<dyn Member>, tx: &mut Tx) -> Result<Ran, StorageError> {
     tx.message = None;
-    match AssertUnwindSafe(member.run(tx)).catch_unwind().await {
+    // Also what it does before its first await.
+    match AssertUnwindSafe(async { member.run(tx).await }).catch_unwind().await {
         Ok(ran) => ran,
         Err(_) => Err(StorageError::unavailable("the write panicked")),
     }
@@ -602,6 +639,33 @@ mod tests {
         }
         assert_eq!(answers, [false, true]);
         assert_eq!(count(&storage).await, 2);
+    }
+
+    /// The panic came before the first await, went past the guard, and every later write waited for ever.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_member_that_panics_before_it_begins_fails_alone_too() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let panicking: Result<(), _> = queue.write(Class::Answer, |_| panic!("a bug")).await;
+        assert!(panicking.is_err());
+        insert(queue, "kept".to_owned()).await.unwrap();
+        storage.ping().await.unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_waits_for_a_writer_that_is_gone_is_told_so() {
+        let (_directory, storage) = storage().await;
+        let queue = Arc::clone(storage.inner.queue.as_ref().unwrap());
+        let held = queue.commit_gate.write().await;
+        let mut waiting = Box::pin(insert(Arc::clone(&queue), "first".to_owned()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        let mut second = Box::pin(insert(Arc::clone(&queue), "second".to_owned()));
+        assert!(second.as_mut().now_or_never().is_none());
+        drop(Abandon(Arc::clone(&queue)));
+        drop(held);
+        assert!(waiting.await.is_ok() || second.await.is_err());
+        assert!(matches!(insert(queue, "later".to_owned()).await, Err(StorageError::Unavailable { .. })));
+        assert!(storage.ping().await.is_err());
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -114,7 +114,14 @@ cases! {
         who_left_or_begins_anew_is_not_woken,
         a_wake_waits_for_its_command_and_nopush_means_none,
         a_push_that_failed_for_a_while_is_made_again_soon,
-        a_push_that_began_earlier_does_not_answer_what_was_asked_for_since;
+        a_push_that_began_earlier_does_not_answer_what_was_asked_for_since,
+        a_session_that_ends_during_a_push_keeps_its_schedule,
+        a_later_command_wakes_its_device_in_time_whatever_is_pushed_before,
+        a_new_command_does_not_inherit_how_long_the_device_was_silent,
+        a_token_that_is_new_is_pushed_to_at_once_if_commands_wait,
+        a_push_of_its_own_that_fails_is_made_again_if_commands_wait,
+        rows_that_nobody_needs_do_not_hold_up_the_others,
+        what_a_wrong_clock_put_off_is_due_after_a_restart;
     mass_pushes:
         each_target_is_woken_once_in_its_turn_and_its_end_is_kept,
         what_was_in_flight_at_a_restart_is_pushed_to_again_at_once,
@@ -122,6 +129,8 @@ cases! {
         a_device_that_comes_by_itself_needs_no_push,
         who_leaves_before_its_turn_is_not_pushed_to,
         a_target_is_given_up_after_a_quarter_of_an_hour,
+        a_target_whose_device_comes_in_the_same_moment_has_its_end,
+        a_renewed_certificate_brings_forward_what_it_can_push,
         what_became_of_a_mass_push_is_forgotten_after_a_week,
         everyone_who_can_be_woken_is_found;
     commands:

@@ -1,9 +1,11 @@
 use crate::fixture::*;
+use crate::push_certificates::certificate;
 use bytes::Bytes;
 use std::time::Duration;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::CommandOptions;
 use wasmdm_storage::mass_pushes::{MassPush, NewMassPush};
+use wasmdm_storage::push_certificates::{StoreOutcome, StorePushCertificate};
 use wasmdm_storage::wakes::{NotWoken, Woken};
 
 const SECOND: i64 = 1000;
@@ -36,12 +38,14 @@ async fn due(database: &Database, millis: i64) -> Vec<String> {
 
 async fn woken(database: &Database, target: &str, millis: i64) {
     let woken = Woken { enrollment: id(target), result: Ok(format!("apns-{target}")) };
-    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
+    let storage = database.storage();
+    storage.woken(vec![woken], storage.known_wakes(), at(millis)).await.unwrap();
 }
 
 async fn not_woken(database: &Database, target: &str, reason: &str, retry_after: Option<Duration>, millis: i64) {
     let woken = Woken { enrollment: id(target), result: Err(NotWoken { reason: reason.to_owned(), retry_after }) };
-    database.storage().woken(vec![woken], at(millis), at(millis)).await.unwrap();
+    let storage = database.storage();
+    storage.woken(vec![woken], storage.known_wakes(), at(millis)).await.unwrap();
 }
 
 async fn progress(database: &Database, push: &str) -> MassPush {
@@ -168,4 +172,38 @@ pub(crate) async fn everyone_who_can_be_woken_is_found(database: &Database) {
     assert_eq!(all, [id("A"), id("A:jo")]);
     let other = wasmdm_protocol::enrollment::TenantId::new("other");
     assert_eq!(database.storage().mass_push(&other, "M").await.unwrap(), None);
+}
+
+/// The row that the report removed was written in the same group of the writer, so memory did not know that somebody had asked: the target
+/// waited for a week.
+pub(crate) async fn a_target_whose_device_comes_in_the_same_moment_has_its_end(database: &Database) {
+    for number in 0..50 {
+        let (device, push) = (format!("D{number}"), format!("M{number}"));
+        database.enroll(&device).await;
+        let options = CommandOptions { push: true, ..CommandOptions::default() };
+        database.queue_with(&device, &format!("C{number}"), "DeviceInformation", options, "api:test").await;
+        database.poll(&device).await;
+        let command = format!("C{number}");
+        let targets = [device.as_str()];
+        let (_, _) = tokio::join!(begin(database, &push, &targets), database.report(&device, &command, Status::Acknowledged));
+        // Whichever came first: it came, or it waits for its push.
+        let counts = counts(database, &push).await;
+        let due = due(database, MINUTE).await;
+        assert!(counts == [0, 0, 0, 1] && due.is_empty() || counts == [1, 0, 0, 0] && due == [device.as_str()], "{counts:?}, {due:?}");
+    }
+    database.assert_sound().await;
+}
+
+/// Everyone was to be reached again as soon as the certificate was renewed, and was after up to six hours.
+pub(crate) async fn a_renewed_certificate_brings_forward_what_it_can_push(database: &Database) {
+    database.enroll("A").await;
+    let options = CommandOptions { push: true, ..CommandOptions::default() };
+    database.queue_with("A", "C1", "DeviceInformation", options, "api:test").await;
+    for _ in 0..6 {
+        not_woken(database, "A", "certificate-expired", None, 100).await;
+    }
+    assert_eq!(due(database, 300 * MINUTE).await, Vec::<String>::new());
+    let store = StorePushCertificate { now: at(300 * MINUTE), ..certificate(TOPIC, 1) };
+    assert_eq!(database.storage().store_push_certificate(store).await.unwrap(), StoreOutcome::Stored);
+    assert_eq!(due(database, 300 * MINUTE).await, ["A"]);
 }
