@@ -6,10 +6,11 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 use wasmdm::config::ServeOptions;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_service::clock::Clock as _;
 use wasmdm_simulator::apns::{Answer, Effect, FakeApns, Rule};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions};
 
-use crate::api::{call_at, enqueue_at, enqueue_with, json};
+use crate::api::{call_at, enqueue_with, json};
 use crate::in_process::Server;
 use crate::process::{Home, run};
 
@@ -117,24 +118,40 @@ async fn a_device_that_apple_does_not_know_any_more_is_left_alone_until_it_tells
     server.stop().await;
 }
 
-/// Edge case 36, to the end: the clock moves, and the device that deferred everything is woken.
+/// Edge case 36, to the end: the clock moves, and the device that deferred everything is woken after one minute, two and four. The pushes of
+/// the commands themselves had made of these an hour and more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deferred_commands_wake_their_device_by_the_schedule() {
     let (authority, apns, home) = (Authority::new(94).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
     let server = server(&authority, &apns, home.path()).await;
-    let behaviour = Behaviour::acknowledging().with("InstallProfile", Answering::NotNow { times: 1 });
+    let behaviour = Behaviour::acknowledging().with("InstallProfile", Answering::NotNow { times: 3 });
     let (mut device, mut connection) = enrolled(&server, &authority, 1, behaviour).await;
+    let id = EnrollmentId::new(device.id());
     let mut wake_ups = apns.subscribe(&device.token, authority.topic());
-    enqueue_at(&server.url(), &device.id(), "LATER", "InstallProfile").await;
-    enqueue_at(&server.url(), &device.id(), "NOW", "ProfileList").await;
-    device.poll_until_idle(&mut connection).await.unwrap();
-    assert!(wake_ups.try_next().is_none());
-    server.clock.advance(Duration::from_secs(61));
+    enqueue_and_push(&server, &device, "LATER", "InstallProfile").await;
     wake_ups.next().await.unwrap();
+    for minutes in [1, 2, 4] {
+        let now = format!("NOW{minutes}");
+        enqueue_and_push(&server, &device, &now, "ProfileList").await;
+        wake_ups.next().await.unwrap();
+        let session = device.poll_until_idle(&mut connection).await.unwrap();
+        assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["LATER", now.as_str()]);
+        let due = server.running.storage.next_wake(&id).await.unwrap().unwrap();
+        assert_eq!(due.since(server.clock.now()), Duration::from_mins(minutes));
+        assert!(wake_ups.try_next().is_none());
+        server.clock.advance(Duration::from_secs(minutes * 60 + 1));
+        wake_ups.next().await.unwrap();
+    }
     let session = device.poll_until_idle(&mut connection).await.unwrap();
     assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["LATER"]);
-    assert_eq!(server.running.storage.next_wake(&EnrollmentId::new(device.id())).await.unwrap(), None);
+    assert_eq!(server.running.storage.next_wake(&id).await.unwrap(), None);
     server.stop().await;
+}
+
+async fn enqueue_and_push(server: &Server, device: &Device, uuid: &str, request_type: &str) {
+    let document = wasmdm_simulator::message::command_document(uuid, request_type, plist::Dictionary::new()).unwrap();
+    let answer = call_at(&server.url(), Method::PUT, &format!("/v1/enqueue/{}", device.id()), document).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.excerpt());
 }
 
 /// A renewed certificate is used from the next push on, without a restart; one of another topic changes nothing (edge case 31).

@@ -96,7 +96,7 @@ impl Storage {
         if cached.is_some() {
             return Ok(cached);
         }
-        let Some(row) = self.read_one(SELECT_BINDING, args![hex(identity)]).await? else {
+        let Some(row) = self.look_up(SELECT_BINDING, args![hex(identity)]).await? else {
             return Ok(None);
         };
         let binding = binding(&row)?;
@@ -110,7 +110,7 @@ impl Storage {
         if let Some(binding) = cached {
             return Ok(CertificateOwner::Enrollment(binding));
         }
-        let rows = self.read_all(&SELECT_BINDING_AND_TOPIC, args![hex(identity), topic]).await?;
+        let rows = self.quick_reader()?.db().all(&SELECT_BINDING_AND_TOPIC, args![hex(identity), topic]).await?;
         let (bindings, owners): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.width() == BINDING_WIDTH);
         if let Some(row) = bindings.first() {
             let binding = binding(row)?;
@@ -130,7 +130,7 @@ impl Storage {
         if cached.is_some() {
             return Ok((self.enrollment(id).await?, cached));
         }
-        let mut reader = self.reader().await?;
+        let mut reader = self.quick_reader()?;
         let rows = reader.db().all(&SELECT_BINDING_AND_RECORD, args![hex(identity), id.as_str()]).await?;
         let (bindings, records): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.width() == BINDING_WIDTH);
         let binding = bindings.first().map(binding).transpose()?;

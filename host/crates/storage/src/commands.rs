@@ -270,7 +270,7 @@ impl Storage {
 
     /// Where one command of an enrollment stands.
     pub async fn command_status(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<CommandStatus>, StorageError> {
-        let row = self.read_one(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?;
+        let row = self.look_up(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?;
         row.map(|row| status(self.keyring(), tenant, id, &row)).transpose()
     }
 
@@ -287,7 +287,7 @@ impl Storage {
     /// Expires what is due, and clears away old rows in small steps; called every few seconds. Answers how many commands expired.
     pub async fn expire_commands(&self, now: Timestamp) -> Result<u64, StorageError> {
         let mut expired = 0;
-        while self.read_one(SELECT_EXPIRED, args![now.as_millis()]).await?.is_some() {
+        while self.look_up(SELECT_EXPIRED, args![now.as_millis()]).await?.is_some() {
             let step = self.write(Class::Background, move |tx| {
                 Box::pin(async move {
                     let rows = tx.all(SELECT_EXPIRED, args![now.as_millis()]).await?;

@@ -53,6 +53,13 @@ impl Dialect {
         }
     }
 
+    /// Run once on each new connection for look-ups, of which there may be as many as threads.
+    pub(crate) const fn set_up_quick_reader(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &["PRAGMA busy_timeout = 5000", "PRAGMA query_only = ON", "PRAGMA cache_size = -2048", "PRAGMA temp_store = MEMORY"],
+        }
+    }
+
     /// Names of all tables but the database's and the migrations' own.
     pub(crate) const fn tables(self) -> &'static str {
         match self {

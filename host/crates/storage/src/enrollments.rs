@@ -207,7 +207,7 @@ impl Storage {
 
     /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict, reason?}`.
     pub async fn decisions(&self, id: &EnrollmentId) -> Result<Option<Value>, StorageError> {
-        self.read_one(SELECT_DECISIONS, args![id.as_str()]).await?.map(|row| row.json(0)).transpose()
+        self.look_up(SELECT_DECISIONS, args![id.as_str()]).await?.map(|row| row.json(0)).transpose()
     }
 
     /// The device's latest unlock token, if there is one.
@@ -216,7 +216,7 @@ impl Storage {
     }
 
     async fn token(&self, tenant: &TenantId, id: &EnrollmentId, name: &str) -> Result<Option<Bytes>, StorageError> {
-        let row = self.read_one(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?;
+        let row = self.look_up(SELECT_TOKEN, args![id.as_str(), name, tenant.as_str()]).await?;
         row.map(|row| self.keyring().at(&sealed::TOKEN, tenant, &[id, &name]).open(row.blob(0)?)).transpose()
     }
 

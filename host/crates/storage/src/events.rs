@@ -309,7 +309,9 @@ pub(crate) async fn record(tx: &mut Tx, id: &EnrollmentId) -> Result<Option<Enro
 impl Storage {
     /// By id over the whole server: ids are unique.
     pub async fn enrollment(&self, id: &EnrollmentId) -> Result<Option<EnrollmentRecord>, StorageError> {
-        Ok(self.records(SELECT_RECORD, args![id.as_str()]).await?.pop())
+        let mut reader = self.quick_reader()?;
+        let rows = reader.db().all(SELECT_RECORD, args![id.as_str()]).await?;
+        Ok(self.records_of(&mut reader, rows).await?.pop())
     }
 
     /// Tells whoever wants it of a check-in that changes nothing here: the raw event `checkin.…`. Without a subscriber nothing is written.

@@ -33,6 +33,7 @@ mod dialect;
 mod direct;
 mod maintenance;
 mod memory;
+mod quick_readers;
 mod sealed;
 mod sql;
 mod writer;
@@ -46,6 +47,7 @@ use crate::database::{Location, Ownership};
 use crate::dialect::Dialect;
 use crate::keyring::Keyring;
 use crate::memory::Memory;
+use crate::quick_readers::{Borrowed, QuickReaders};
 use crate::sql::{Columns, Db, args};
 use crate::writer::{Class, Tx, WriteQueue, Writer, Written};
 use futures_util::future::BoxFuture;
@@ -71,6 +73,7 @@ pub struct Storage {
 #[derive(Debug)]
 struct Inner {
     readers: AnyPool,
+    quick_readers: QuickReaders,
     dialect: Dialect,
     memory: Arc<Memory>,
     keyring: Keyring,
@@ -139,6 +142,7 @@ impl Storage {
             message: None,
             inner: Arc::new(Inner {
                 readers: database::readers(connect.clone(), dialect),
+                quick_readers: QuickReaders::new(location.path.clone(), dialect),
                 dialect,
                 memory: Arc::clone(&memory),
                 keyring,
@@ -175,6 +179,7 @@ impl Storage {
             message: None,
             inner: Arc::new(Inner {
                 readers,
+                quick_readers: QuickReaders::new(location.path, dialect),
                 dialect,
                 memory: Arc::new(Memory::default()),
                 keyring,
@@ -202,12 +207,17 @@ impl Storage {
             queue.close();
             self.inner.tasks.close();
             self.inner.tasks.wait().await;
-            self.inner.readers.close().await;
+            self.close_readers().await;
             self.inner.ownership.lock().take();
             return flushed;
         }
-        self.inner.readers.close().await;
+        self.close_readers().await;
         Ok(())
+    }
+
+    async fn close_readers(&self) {
+        self.inner.quick_readers.close();
+        self.inner.readers.close().await;
     }
 
     /// One cheap read, and whether anybody writes, for `/readyz`.
@@ -215,7 +225,7 @@ impl Storage {
         if self.inner.queue.as_ref().is_some_and(|queue| queue.is_closed()) {
             return Err(StorageError::unavailable("nobody writes to it any more"));
         }
-        self.read_one("SELECT 1", args![]).await?;
+        self.look_up("SELECT 1", args![]).await?;
         Ok(())
     }
 
@@ -241,7 +251,19 @@ impl Storage {
     }
 
     async fn reader(&self) -> Result<Reader, StorageError> {
-        Ok(Reader { connection: self.inner.readers.acquire().await?, dialect: self.inner.dialect, keyring: self.inner.keyring.clone() })
+        let connection = ReaderConnection::Driven(self.inner.readers.acquire().await?);
+        Ok(Reader { connection, dialect: self.inner.dialect, keyring: self.inner.keyring.clone() })
+    }
+
+    /// For look-ups by an index, which run on the caller's own thread: futures of its statements are ready at once.
+    fn quick_reader(&self) -> Result<Reader, StorageError> {
+        let connection = ReaderConnection::Quick(self.inner.quick_readers.borrow()?);
+        Ok(Reader { connection, dialect: self.inner.dialect, keyring: self.inner.keyring.clone() })
+    }
+
+    /// The first row of a look-up by an index.
+    async fn look_up(&self, sql: &'static str, args: sql::Args) -> Result<Option<sql::Row>, StorageError> {
+        self.quick_reader()?.db().one(sql, args).await
     }
 
     fn keyring(&self) -> &Keyring {
@@ -271,15 +293,25 @@ impl Storage {
 
 /// A connection that only reads.
 struct Reader {
-    connection: PoolConnection<Any>,
+    connection: ReaderConnection,
     dialect: Dialect,
     keyring: Keyring,
 }
 
+enum ReaderConnection {
+    Driven(PoolConnection<Any>),
+    Quick(Borrowed),
+}
+
 impl Reader {
     fn db(&mut self) -> Db<'_> {
-        let connection: &mut AnyConnection = &mut self.connection;
-        Db::driven(connection, self.dialect, &self.keyring)
+        match &mut self.connection {
+            ReaderConnection::Driven(connection) => {
+                let connection: &mut AnyConnection = connection;
+                Db::driven(connection, self.dialect, &self.keyring)
+            }
+            ReaderConnection::Quick(connection) => Db::direct(connection, self.dialect, &self.keyring),
+        }
     }
 }
 

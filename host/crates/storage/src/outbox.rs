@@ -234,7 +234,7 @@ impl Storage {
             lease.epoch,
             now.as_millis(),
         ];
-        let Some(row) = self.read_one(SELECT_DELIVERY, args).await? else {
+        let Some(row) = self.look_up(SELECT_DELIVERY, args).await? else {
             return Ok(None);
         };
         Ok(Some(Delivery {
@@ -300,12 +300,12 @@ impl Storage {
 
     /// When the next partition may be claimed that may not be claimed at `now`.
     pub async fn outbox_due_after(&self, now: Timestamp) -> Result<Option<Timestamp>, StorageError> {
-        self.read_one(SELECT_DUE_AFTER, args![now.as_millis()]).await?.map_or(Ok(None), |row| row.opt_time(0))
+        self.look_up(SELECT_DUE_AFTER, args![now.as_millis()]).await?.map_or(Ok(None), |row| row.opt_time(0))
     }
 
     /// When the next partition may be claimed; `None`: nothing waits.
     pub async fn outbox_due(&self) -> Result<Option<Timestamp>, StorageError> {
-        self.read_one(SELECT_DUE, args![]).await?.map_or(Ok(None), |row| row.opt_time(0))
+        self.look_up(SELECT_DUE, args![]).await?.map_or(Ok(None), |row| row.opt_time(0))
     }
 
     /// Notified after each commit that added or woke a delivery or set a timer. Everyone who waits is woken, and one permit is left.

@@ -41,7 +41,7 @@ pub(crate) const DELETE_PAIR: &str = "DELETE FROM plugin_key_values WHERE tenant
 impl Storage {
     /// Expired pairs are absent.
     pub async fn kv_get(&self, tenant: &TenantId, plugin: &str, key: &str, now: Timestamp) -> Result<Option<KvPair>, StorageError> {
-        let row = self.read_one(SELECT_PAIR, args![tenant.as_str(), plugin, key, now.as_millis()]).await?;
+        let row = self.look_up(SELECT_PAIR, args![tenant.as_str(), plugin, key, now.as_millis()]).await?;
         row.map(|row| pair(self.keyring(), tenant, plugin, &row)).transpose()
     }
 
@@ -75,7 +75,7 @@ impl Storage {
 
     /// Bytes and keys that the plugin holds, as they count for its quota (expired pairs count until they are cleared away).
     pub async fn kv_usage(&self, tenant: &TenantId, plugin: &str) -> Result<(u64, u64), StorageError> {
-        usage(&mut self.reader().await?.db(), tenant, plugin).await
+        usage(&mut self.quick_reader()?.db(), tenant, plugin).await
     }
 }
 

@@ -203,7 +203,7 @@ impl Storage {
 
     /// The topic's certificate.
     pub async fn push_certificate(&self, topic: &str) -> Result<Option<PushCertificate>, StorageError> {
-        let Some(row) = self.read_one(SELECT_CERTIFICATE, args![topic]).await? else {
+        let Some(row) = self.look_up(SELECT_CERTIFICATE, args![topic]).await? else {
             return Ok(None);
         };
         let tenant = tenant(&row, 0)?;
@@ -219,9 +219,14 @@ impl Storage {
 
     /// Of those ids that are enrolled now; others are left out.
     pub async fn push_targets(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<PushTarget>, StorageError> {
-        let mut reader = self.reader().await?;
+        /// Look-ups, half a millisecond, before somebody else's task has a turn.
+        const TURN: usize = 64;
+        let mut reader = self.quick_reader()?;
         let mut targets = Vec::with_capacity(ids.len());
-        for id in ids {
+        for (place, id) in ids.iter().enumerate() {
+            if place % TURN == TURN - 1 {
+                tokio::task::yield_now().await;
+            }
             let Some(row) = reader.db().one(SELECT_TARGET, args![id.as_str(), tenant.as_str()]).await? else {
                 continue;
             };

@@ -100,7 +100,7 @@ impl Storage {
         if !self.inner.memory.is_push_failing(id) {
             return Ok(None);
         }
-        let Some(row) = self.read_one(SELECT_OF, args![id.as_str(), tenant.as_str()]).await? else { return Ok(None) };
+        let Some(row) = self.look_up(SELECT_OF, args![id.as_str(), tenant.as_str()]).await? else { return Ok(None) };
         Ok(Some(FailingPush {
             id: EnrollmentId::new(row.text(0)?),
             code: row.text(1)?,

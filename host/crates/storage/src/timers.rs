@@ -72,7 +72,7 @@ impl Storage {
 
     /// When the timer fires, or fired if its tick still waits or is being handled; `None`: there is none.
     pub async fn timer(&self, tenant: &TenantId, plugin: &str, name: &str, who: Option<&EnrollmentId>) -> Result<Option<Timestamp>, StorageError> {
-        exists(&mut self.reader().await?.db(), tenant, plugin, name, who).await
+        exists(&mut self.quick_reader()?.db(), tenant, plugin, name, who).await
     }
 
     /// Makes the plugin's cron entries these: new ones get `next_due`, known ones keep theirs unless it is later than `next_due`, others go.
@@ -123,7 +123,7 @@ impl Storage {
     }
 
     async fn next(&self, sql: &'static str) -> Result<Option<Timestamp>, StorageError> {
-        self.read_one(sql, args![]).await?.map_or(Ok(None), |row| row.opt_time(0))
+        self.look_up(sql, args![]).await?.map_or(Ok(None), |row| row.opt_time(0))
     }
 }
 

@@ -94,7 +94,7 @@ impl Storage {
     /// Takes channels whose time has come, the longest due first. Whoever takes one wakes it and says so to [`Self::woken`]; otherwise it is
     /// taken again after two minutes.
     pub async fn take_due_wakes(&self, limit: u32, now: Timestamp) -> Result<Vec<Wake>, StorageError> {
-        if self.read_one(SELECT_DUE, args![now.as_millis(), 1_i64]).await?.is_none() {
+        if self.look_up(SELECT_DUE, args![now.as_millis(), 1_i64]).await?.is_none() {
             return Ok(Vec::new());
         }
         self.write(Class::Background, move |tx| {
@@ -149,7 +149,7 @@ impl Storage {
 
     /// When a channel is to be woken, if it is.
     pub async fn next_wake(&self, id: &EnrollmentId) -> Result<Option<Timestamp>, StorageError> {
-        self.read_one(SELECT_OF, args![id.as_str()]).await?.map_or(Ok(None), |row| row.opt_time(0))
+        self.look_up(SELECT_OF, args![id.as_str()]).await?.map_or(Ok(None), |row| row.opt_time(0))
     }
 }
 
