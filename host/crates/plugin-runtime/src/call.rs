@@ -455,12 +455,12 @@ impl Arguments {
             Request::ValidateConfig { document } => Self::ValidateConfig { document: document.to_owned() },
             Request::Decide { candidate, .. } => Self::Decide {
                 who: contract::candidate(candidate),
-                message: contract::input(&wasmdm_protocol::json::to_redacted_json(&candidate.message), input),
+                message: contract::message(&candidate.message, input),
                 re_enrolling: candidate.re_enrolling,
             },
             Request::Authenticate { login, .. } => Self::Authenticate {
                 who: contract::asker(&login.asker),
-                message: contract::input(&wasmdm_protocol::json::to_redacted_json(&login.message), input),
+                message: contract::message(&login.message, input),
                 digest_response: login.digest_response.clone(),
             },
             Request::Token { asked, .. } => Self::Token {
@@ -732,20 +732,25 @@ impl LinkedPlugin {
     }
 
     fn measure(&self, hook: Hook, called: &Called) {
-        let plugin = self.shared.identity.name.clone();
-        let hook_name = hook.as_str();
-        let outcome = called.outcome.label();
-        metrics::counter!("wasmdm_plugin_calls_total", "plugin" => plugin.clone(), "hook" => hook_name, "outcome" => outcome).increment(1);
+        let metrics = self.shared.metrics.of(&self.shared.identity.name, hook);
+        match called.outcome.label() {
+            "ok" => metrics.ok.increment(1),
+            outcome => {
+                let plugin = self.shared.identity.name.clone();
+                metrics::counter!("wasmdm_plugin_calls_total", "plugin" => plugin, "hook" => hook.as_str(), "outcome" => outcome).increment(1);
+            }
+        }
         if matches!(called.outcome.result(), CallResult::Neither) {
             return;
         }
         let usage = &called.usage;
-        metrics::histogram!("wasmdm_plugin_call_seconds", "plugin" => plugin.clone(), "hook" => hook_name).record(usage.wall.as_secs_f64());
-        metrics::histogram!("wasmdm_plugin_call_cpu_seconds", "plugin" => plugin.clone(), "hook" => hook_name).record(usage.cpu.as_secs_f64());
+        metrics.seconds.record(usage.wall.as_secs_f64());
+        metrics.cpu_seconds.record(usage.cpu.as_secs_f64());
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory are far below 2^52")]
-        metrics::histogram!("wasmdm_plugin_peak_memory_bytes", "plugin" => plugin.clone()).record(usage.peak_memory as f64);
-        metrics::counter!("wasmdm_plugin_host_calls_total", "plugin" => plugin.clone()).increment(u64::from(usage.host_calls));
+        metrics.peak_memory.record(usage.peak_memory as f64);
+        metrics.host_calls.increment(u64::from(usage.host_calls));
         if usage.dropped_log_lines > 0 {
+            let plugin = self.shared.identity.name.clone();
             metrics::counter!("wasmdm_plugin_log_lines_dropped_total", "plugin" => plugin).increment(u64::from(usage.dropped_log_lines));
         }
     }

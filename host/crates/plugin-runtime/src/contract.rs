@@ -1,10 +1,13 @@
 //! The contract's records from and to the server's own types. The JSON in them follows `docs/contract.md`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+use wasmdm_protocol::enrollment::DeviceFacts;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_protocol::{json as plist_json, plist};
 use wasmdm_service::asker::Asker;
@@ -39,30 +42,60 @@ pub(crate) fn timestamp_in(at: u64) -> Timestamp {
 
 /// A device that asks to enroll, with what its message and its certificate say.
 pub(crate) fn candidate(candidate: &Candidate) -> wit::Enrollment {
-    let mut facts = match serde_json::to_value(&candidate.facts) {
-        Ok(Value::Object(facts)) => facts,
-        _ => Map::new(),
-    };
-    facts.insert(String::from("tags"), json!([]));
-    facts.insert(String::from("url_params"), json!(candidate.url_params));
     let certificate = &candidate.certificate;
-    facts.insert(
-        String::from("certificate"),
-        json!({
-            "sha256": certificate.fingerprint(),
-            "subject": certificate.subject,
-            "issuer": certificate.issuer,
-            "not_before": certificate.not_before.to_string(),
-            "not_after": certificate.not_after.to_string(),
-        }),
-    );
+    let facts = CandidateFacts {
+        facts: &candidate.facts,
+        tags: [],
+        url_params: &candidate.url_params,
+        certificate: CertificateFacts {
+            sha256: certificate.fingerprint(),
+            subject: &certificate.subject,
+            issuer: &certificate.issuer,
+            not_before: certificate.not_before.to_string(),
+            not_after: certificate.not_after.to_string(),
+        },
+    };
     wit::Enrollment {
         id: candidate.enrollment.id.as_str().to_owned(),
         parent_id: candidate.enrollment.parent.as_ref().map(|id| id.as_str().to_owned()),
         kind: candidate.enrollment.kind.as_str().to_owned(),
         topic: candidate.topic.clone(),
-        facts: Value::Object(facts).to_string(),
+        facts: json_text(&facts),
     }
+}
+
+/// Written straight into text: an enrollment waits for it.
+#[derive(Serialize)]
+struct CandidateFacts<'a> {
+    #[serde(flatten)]
+    facts: &'a DeviceFacts,
+    /// Nobody has tagged it yet.
+    tags: [&'a str; 0],
+    url_params: &'a BTreeMap<String, String>,
+    certificate: CertificateFacts<'a>,
+}
+
+#[derive(Serialize)]
+struct CertificateFacts<'a> {
+    sha256: String,
+    subject: &'a str,
+    issuer: &'a str,
+    not_before: String,
+    not_after: String,
+}
+
+/// JSON of what cannot fail to become some: keys are texts.
+fn json_text(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| String::from("{}"))
+}
+
+/// A message for a guest, without its secrets.
+pub(crate) fn message(document: &plist::Value, limit: usize) -> wit::Input {
+    let body = json_text(&plist_json::AsJson::redacted(document));
+    if body.len() <= limit {
+        return wit::Input { body, truncated: false };
+    }
+    input(&plist_json::to_redacted_json(document), limit)
 }
 
 /// An enrollment as it is stored.

@@ -20,6 +20,7 @@ pub mod runtime;
 
 mod audit_rates;
 mod bindings;
+mod call_metrics;
 mod capabilities;
 mod contract;
 mod meter;

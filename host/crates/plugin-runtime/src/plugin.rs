@@ -10,6 +10,7 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::bindings::exports::wasmdm::plugin as exports;
 use crate::call::{Observations, Outcome, Request, Sandbox};
+use crate::call_metrics::CallMetrics;
 use crate::circuit_breaker::CircuitBreakers;
 use crate::effective::{Effective, Settings};
 use crate::hook::{CONTRACT_VERSION, Hook, Owned, PACKAGE};
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) breakers: CircuitBreakers,
     pub(crate) log_rate: crate::capabilities::log::Rate,
     pub(crate) observations: Mutex<Observations>,
+    pub(crate) metrics: CallMetrics,
 }
 
 impl Shared {
@@ -109,6 +111,7 @@ pub fn link(runtime: &Runtime, component: &Component, identity: PluginIdentity, 
         breakers: CircuitBreakers::default(),
         log_rate: crate::capabilities::log::Rate::default(),
         observations: Mutex::default(),
+        metrics: CallMetrics::default(),
         identity,
         effective,
     };

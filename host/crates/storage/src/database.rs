@@ -59,6 +59,12 @@ impl Location {
         Ok(())
     }
 
+    /// The same file under its own name: whoever comes by a link must meet the same lock.
+    pub(crate) fn resolved(self) -> Result<Self, StorageError> {
+        let path = self.path.canonicalize().map_err(|error| StorageError::unavailable(format!("{}: {error}", self.path.display())))?;
+        Ok(Self { path })
+    }
+
     pub(crate) fn connect_options(&self) -> Result<AnyConnectOptions, StorageError> {
         if !self.path.is_file() {
             return Err(StorageError::unavailable(format!("{}: no such file", self.path.display())));

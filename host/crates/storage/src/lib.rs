@@ -122,8 +122,9 @@ impl Storage {
     async fn open_unsealed(options: OpenOptions, keyring: Keyring) -> Result<(Self, AnyConnectOptions, bool), StorageError> {
         install_drivers();
         let location = Location::parse(&options.url)?;
-        let ownership = Ownership::take(&location.lock_path())?;
         location.create()?;
+        let location = location.resolved()?;
+        let ownership = Ownership::take(&location.lock_path())?;
         let connect = location.connect_options()?;
         let dialect = Dialect::Sqlite;
         let memory = Arc::new(Memory::default());

@@ -427,6 +427,32 @@ async fn change(tx: &mut Tx, id: &EnrollmentId, row: &Row, now: Timestamp) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::Dialect;
+    use sqlx::Connection as _;
+    use sqlx::migrate::Migrator;
+
+    /// A database of an earlier version knew no wakes: its commands would have waited until their devices came by themselves.
+    #[tokio::test]
+    async fn commands_of_an_earlier_version_have_their_wakes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("old.db");
+        let mut connection = sqlx::SqliteConnection::connect(&format!("sqlite://{}?mode=rwc", path.display())).await.unwrap();
+        let earlier = Dialect::Sqlite.migrator().iter().filter(|migration| migration.version < 7).cloned().collect();
+        Migrator::with_migrations(earlier).run(&mut connection).await.unwrap();
+        let rows = "INSERT INTO enrollments (id, tenant_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, \
+            created_at, updated_at) VALUES ('A', 'default', 'device', 't', 'enrolled', 1, 1, 0, '{}', x'007B7D', '[]', 0, 0); \
+            INSERT INTO commands (tenant_id, uuid, request_type, body, body_sha256, created_at) VALUES ('default', 'C', 'ProfileList', x'00', 's', 0); \
+            INSERT INTO command_queue (tenant_id, enrollment_id, command_uuid, state, is_open, priority, origin, hops, wants_push, renews_identity, \
+            deliveries, not_now_deliveries, not_now_count, created_at, updated_at) \
+            VALUES ('default', 'A', 'C', 'queued', 1, 0, 'api:x', 0, 1, 0, 0, 0, 0, 5, 5)";
+        sqlx::raw_sql(rows).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let url = format!("sqlite://{}", path.display());
+        let storage = Storage::open(crate::OpenOptions { url, now: Timestamp::from_millis(100) }).await.unwrap();
+        let taken = storage.take_due_wakes(10, Timestamp::from_millis(100)).await.unwrap();
+        assert_eq!(taken, [Wake { tenant: TenantId::default(), enrollment: EnrollmentId::new("A") }]);
+        storage.close().await.unwrap();
+    }
 
     #[test]
     fn the_time_between_two_pushes_doubles_from_a_minute_to_six_hours() {

@@ -17,6 +17,16 @@ async fn a_second_server_is_refused_by_name_of_the_lock_file() {
     third.close().await.unwrap();
 }
 
+/// Two names of one file had two locks.
+#[tokio::test]
+async fn a_link_to_the_database_leads_to_the_same_lock() {
+    let database = Database::sqlite().await;
+    let link = database.directory.path().join("link.db");
+    std::os::unix::fs::symlink(database.url().replace("sqlite://", ""), &link).unwrap();
+    let second = Storage::open(OpenOptions { url: format!("sqlite://{}", link.display()), now: at(0) }).await;
+    assert!(matches!(second, Err(StorageError::Owned { .. })), "{second:?}");
+}
+
 #[tokio::test]
 async fn a_reader_is_welcome_beside_the_server_and_cannot_write() {
     let database = Database::sqlite().await;
