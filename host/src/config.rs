@@ -190,6 +190,11 @@ pub struct ServeOptions {
     /// Level, or levels by target: `info`, `debug`, `info,wasmdm_service=debug` [default: info]
     #[arg(long, env = "WASMDM_LOG_LEVEL", value_name = "FILTER")]
     pub log_level: Option<String>,
+
+    /// Names of the flags whose value was given in NanoMDM's way, and which may be idle as there
+    #[arg(skip)]
+    #[serde(skip)]
+    pub of_nanomdm: Vec<&'static str>,
 }
 
 /// `--re-enroll`.
@@ -237,6 +242,8 @@ pub struct Config {
     pub max_connections: usize,
     pub log_format: LogFormat,
     pub log_level: String,
+    /// What the operator should know of it, for the log.
+    pub remarks: Vec<String>,
 }
 
 /// Where pushes go.
@@ -317,10 +324,25 @@ impl ServeOptions {
         };
         let send_hmac_key = secret("dm-send-hmac-key", options.dm_send_hmac_key, options.dm_send_hmac_key_file)?;
         let receive_hmac_key = secret("dm-recv-hmac-key", options.dm_recv_hmac_key, options.dm_recv_hmac_key_file)?;
+        // Start lines of NanoMDM leave keys behind that have nothing to sign; it does not mind.
+        let mut remarks = Vec::new();
+        let mut idle = |name: &str, address: &str| {
+            let is_nanomdms = options.of_nanomdm.contains(&name);
+            if is_nanomdms {
+                remarks.push(format!("{name}: it is not used, as there is no {address}"));
+            }
+            is_nanomdms
+        };
         let declarative_proxy = match &options.dm {
             Some(url) => Some(DeclarativeProxyOptions { url: http_url("dm", url)?, send_hmac_key, receive_hmac_key }),
-            None if send_hmac_key.is_some() || receive_hmac_key.is_some() => bail!("dm: the keys of declarative management need its address"),
-            None => None,
+            None => {
+                for (name, key) in [("dm-send-hmac-key", &send_hmac_key), ("dm-recv-hmac-key", &receive_hmac_key)] {
+                    if key.is_some() && !idle(name, "dm") {
+                        bail!("dm: the keys of declarative management need its address");
+                    }
+                }
+                None
+            }
         };
         let webhooks = WebhookOptions {
             urls: options.webhook_urls.iter().map(|url| http_url("webhook-url", url)).collect::<anyhow::Result<_>>()?,
@@ -331,8 +353,11 @@ impl ServeOptions {
         if let Some(unknown) = webhooks.topics.iter().find(|topic| !webhook::is_topic(topic)) {
             bail!("webhook-topic: there is no `{unknown}`: write for instance mdm.TokenUpdate, mdm.Connect or mdm.Connect:Error");
         }
-        if webhooks.urls.is_empty() && (webhooks.hmac_key.is_some() || webhooks.with_secrets || !webhooks.topics.is_empty()) {
-            bail!("webhook-url: the other values of the webhook need its address");
+        if webhooks.urls.is_empty() {
+            let has_idle_key = webhooks.hmac_key.is_some() && !idle("webhook-hmac-key", "webhook-url");
+            if has_idle_key || webhooks.with_secrets || !webhooks.topics.is_empty() {
+                bail!("webhook-url: the other values of the webhook need its address");
+            }
         }
         Ok(Config {
             listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
@@ -383,6 +408,7 @@ impl ServeOptions {
             },
             log_format: options.log_format.unwrap_or_default(),
             log_level: options.log_level.unwrap_or_else(|| "info".to_owned()),
+            remarks,
             data,
         })
     }
@@ -429,6 +455,7 @@ impl ServeOptions {
             max_connections: self.max_connections.or(file.max_connections),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),
+            of_nanomdm: self.of_nanomdm,
         }
     }
 }

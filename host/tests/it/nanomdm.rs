@@ -36,6 +36,20 @@ async fn the_api_key_is_asked_for_as_nanomdm_asks() {
 }
 
 #[tokio::test]
+/// A start line that NanoMDM takes, with keys that have nothing to sign and with values that are empty, did not start the server.
+#[tokio::test]
+async fn a_start_line_of_nanomdm_runs_the_server_and_what_is_idle_in_it_is_said() {
+    let line = ["-webhook-hmac-key", "-kanarienvogel", "-dm", "", "-dm-send-hmac-key=kanarienvogel", "--dump=false", "--checkin=true"];
+    let mut home = Home::without_authority().with(&line);
+    for name in ["NANOMDM_WEBHOOK_URL", "NANOMDM_INTERMEDIATE", "NANOMDM_CERT_HEADER"] {
+        home = home.with_variable(name, "".as_ref());
+    }
+    let server = home.start();
+    server.logs(&["WARN", "webhook-hmac-key: it is not used, as there is no webhook-url"]).await;
+    server.logs(&["WARN", "dm-send-hmac-key: it is not used, as there is no dm"]).await;
+    assert!(!std::path::Path::new("false").exists());
+}
+
 async fn an_enqueue_without_push_answers_to_the_byte_as_nanomdm() {
     let authority = Authority::new(21).unwrap();
     let home = Home::new(&authority.root_pem());
