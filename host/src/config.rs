@@ -121,7 +121,7 @@ pub struct ServeOptions {
     pub ua_zl_dc: bool,
 
     /// Tell this address of every message of a device, with NanoMDM's JSON, until it answers 2xx; repeatable
-    #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", value_delimiter = ',', hide_env_values = true)]
+    #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", hide_env_values = true)]
     #[serde(rename = "webhook-url")]
     pub webhook_urls: Vec<String>,
 
