@@ -301,7 +301,7 @@ impl ServeOptions {
         let options = match &self.config {
             Some(path) => {
                 let text = read_text(path, "config")?;
-                let file: Self = toml::from_str(&text).with_context(|| format!("config: {}", path.display()))?;
+                let file = toml::from_str(&text).map_err(|error| anyhow::anyhow!("config: {}: {}", path.display(), toml_problem(&text, &error)))?;
                 self.over(file)
             }
             None => self,
@@ -482,6 +482,22 @@ fn secret(field: &str, given: Option<String>, path: Option<PathBuf>) -> anyhow::
     }
 }
 
+/// What is wrong, and where, without the line itself and without the value: either may hold a secret.
+fn toml_problem(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let kind = ["invalid type: ", "invalid value: "].iter().find_map(|kind| Some((kind, message.strip_prefix(kind)?)));
+    let problem = match (kind, message.rsplit_once(", expected ")) {
+        (Some((kind, rest)), Some((_, expected))) => {
+            format!("{kind}{}, expected {expected}", rest.split(['"', '`']).next().unwrap_or_default().trim_end())
+        }
+        _ => message.to_owned(),
+    };
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return problem };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {problem}")
+}
+
 /// The text is not repeated: it may hold a password.
 fn http_url(field: &str, text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).with_context(|| format!("{field}: it is no URL"))?;
@@ -601,6 +617,52 @@ mod tests {
         };
         assert!(with(unknown_topic).starts_with("webhook-topic:"));
         assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
+    }
+
+    /// The whole line stood in the error, and with it the key.
+    #[test]
+    fn an_error_of_the_file_names_its_place_and_shows_nothing_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wasmdm.toml");
+        for (text, place, expected) in [
+            ("listen = \":1\"\napi-key = \"SECRET\n", "line 2, column", ""),
+            ("listen = \":1\"\n  api_key = \"SECRET\"\n", "line 2, column 3:", "unknown field `api_key`"),
+            ("webhook-url = \"http://u:SECRET@h/\"\n", "line 1, column 15:", "invalid type: string, expected a sequence"),
+            ("webhook-url = \"SECRET, expected SECRET\"\n", "line 1, column 15:", "invalid type: string, expected a sequence"),
+            ("api-key = 735131\n", "line 1, column 11:", "invalid type: integer, expected a string"),
+            ("checkin = \"SECRET\"\n", "line 1, column 11:", "invalid type: string, expected a boolean"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let shown = problem(ServeOptions { config: Some(path.clone()), ..ServeOptions::default() });
+            assert!(shown.starts_with("config: ") && shown.contains(place) && shown.contains(expected), "{shown}");
+            assert!(!shown.contains("SECRET") && !shown.contains("735131"), "{shown}");
+        }
+    }
+
+    /// A URL may hold a comma; it was taken for two.
+    #[test]
+    fn a_url_of_the_webhook_may_hold_a_comma() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: ServeOptions,
+        }
+        let line = ["serve", "--webhook-url", "http://a/?x=1,2", "--webhook-url=http://b/"];
+        let config = <Line as clap::Parser>::try_parse_from(line).unwrap().options.resolve().unwrap();
+        assert_eq!(config.webhooks.urls.iter().map(Url::as_str).collect::<Vec<_>>(), ["http://a/?x=1,2", "http://b/"]);
+    }
+
+    /// NanoMDM starts with keys that have nothing to sign, and its start line did not start here.
+    #[test]
+    fn a_key_that_has_nothing_to_sign_is_remarked_on_where_nanomdm_ignores_it() {
+        let names = ["webhook-hmac-key", "dm-send-hmac-key", "dm-recv-hmac-key"];
+        let key = || Some("secret".to_owned());
+        let options = || ServeOptions { webhook_hmac_key: key(), dm_send_hmac_key: key(), dm_recv_hmac_key: key(), ..ServeOptions::default() };
+        let remarks = ServeOptions { of_nanomdm: names.into(), ..options() }.resolve().unwrap().remarks;
+        assert_eq!(remarks.len(), 3, "{remarks:?}");
+        assert!(names.iter().all(|name| remarks.iter().any(|remark| remark.starts_with(name) && !remark.contains("secret"))), "{remarks:?}");
+        assert!(problem(ServeOptions { of_nanomdm: vec!["webhook-hmac-key", "dm-send-hmac-key"], ..options() }).starts_with("dm:"));
+        assert!(problem(ServeOptions { webhook_hmac_key: key(), ..ServeOptions::default() }).starts_with("webhook-url:"));
     }
 
     #[test]
