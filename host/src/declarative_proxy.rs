@@ -91,7 +91,8 @@ impl DeclarativeProxy {
         if let Some(key) = &self.receive
             && !is_signed(key, signature.as_ref(), &body)
         {
-            return Err(unavailable(format!("its answer ({}) has no valid {SIGNATURE}", status.as_u16())));
+        let said = outward::status(&response);
+            return Err(unavailable(format!("its answer ({said}) has no valid {SIGNATURE}")));
         }
         match status {
             StatusCode::OK => Ok(Answer::Document(body)),
@@ -99,9 +100,9 @@ impl DeclarativeProxy {
             StatusCode::NOT_FOUND => Ok(Answer::NotFound),
             // The other server says that the device's words are wrong: they would be wrong again.
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(Refusal::bad_request(format!("the server of declarations answered {}", status.as_u16())))
+                Err(Refusal::bad_request(format!("the server of declarations answered {said}")))
             }
-            _ => Err(unavailable(format!("it answered {}", status.as_u16()))),
+            _ => Err(unavailable(format!("it answered {said}"))),
         }
     }
 }
