@@ -127,6 +127,10 @@ pub async fn enqueue(
     let outcomes = match queued {
         Ok(outcomes) => outcomes,
         Err(error) => {
+            EnqueueOutcome::NotAgain(why) => {
+                let problem = format!("{why}: nothing is delivered under its CommandUUID any more, so give the command another");
+                result.status.entry(id.to_string()).or_default().command_error = Some(problem);
+            }
             result.command_error = Some(error.to_string());
             return json(storage_status(&error), &result);
         }
