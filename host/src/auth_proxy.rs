@@ -4,11 +4,9 @@
 //! Who asks is proved before anything gets here. The path cannot leave the configured address, nothing that a device says about
 //! enrollments goes on, and the other server's answer streams through without being held.
 
-use std::collections::HashMap;
 use std::future::Future as _;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -17,14 +15,13 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use hyper::body::Frame;
-use parking_lot::Mutex;
 use reqwest::Url;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use wasmdm_protocol::enrollment::EnrollmentId;
 use wasmdm_protocol::relative_path::RelativePath;
 
 use crate::outward;
+use crate::places::{Place, Places};
 
 const ENROLLMENT_ID: HeaderName = HeaderName::from_static("x-enrollment-id");
 const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
@@ -38,6 +35,7 @@ const LONGEST_ANSWER: u64 = 16 << 30;
 /// Exchanges at once, and of one device: one that reads slowly must not keep the others out.
 const AT_ONCE: usize = 512;
 const AT_ONCE_PER_DEVICE: usize = 8;
+
 /// What a device asked for.
 #[derive(Debug)]
 pub struct Asked {
@@ -86,7 +84,7 @@ impl AuthProxy {
         let http = outward::streaming_client(pause).context("auth-proxy-url")?;
         let mut proofs = vec![HeaderName::from_static("mdm-signature")];
         proofs.extend(certificate_header.cloned());
-        Ok(Self { http, url: url.clone(), places: Places::default(), proofs })
+        Ok(Self { http, url: url.clone(), places: Places::new(AT_ONCE, AT_ONCE_PER_DEVICE), proofs })
     }
 
     /// Asks, and answers the beginning of the answer; the rest follows as it comes.
@@ -168,50 +166,6 @@ fn status_for_device(status: StatusCode) -> Option<StatusCode> {
         StatusCode::UNAUTHORIZED | StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::SWITCHING_PROTOCOLS => None,
         StatusCode::FORBIDDEN => Some(StatusCode::NOT_FOUND),
         status => Some(status),
-    }
-}
-
-/// Who is being answered.
-#[derive(Debug)]
-struct Places {
-    all: Arc<Semaphore>,
-    by_device: Arc<Mutex<HashMap<EnrollmentId, usize>>>,
-}
-
-impl Default for Places {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(AT_ONCE)), by_device: Arc::default() }
-    }
-}
-
-impl Places {
-    fn take(&self, device: &EnrollmentId) -> Option<Place> {
-        let all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        let mut by_device = self.by_device.lock();
-        let taken = by_device.entry(device.clone()).or_default();
-        if *taken >= AT_ONCE_PER_DEVICE {
-            return None;
-        }
-        *taken += 1;
-        Some(Place { _all: all, by_device: Arc::clone(&self.by_device), device: device.clone() })
-    }
-}
-
-struct Place {
-    _all: OwnedSemaphorePermit,
-    by_device: Arc<Mutex<HashMap<EnrollmentId, usize>>>,
-    device: EnrollmentId,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut by_device = self.by_device.lock();
-        match by_device.get_mut(&self.device) {
-            Some(taken) if *taken > 1 => *taken -= 1,
-            _ => {
-                by_device.remove(&self.device);
-            }
-        }
     }
 }
 
@@ -315,20 +269,7 @@ mod tests {
                 () = silent => unreachable!("it is silent for ever"),
             };
             assert!(outcome.is_err(), "{beginning}");
-            assert!(proxy.places.by_device.lock().is_empty());
+            assert!(proxy.places.are_free());
         }
-    }
-
-    #[test]
-    fn one_device_cannot_take_all_places() {
-        let places = Places::default();
-        let (one, other) = (EnrollmentId::new("A"), EnrollmentId::new("B"));
-        let mut taken: Vec<Place> = (0..AT_ONCE_PER_DEVICE).map(|_| places.take(&one).unwrap()).collect();
-        assert!(places.take(&one).is_none());
-        assert!(places.take(&other).is_some());
-        taken.pop();
-        assert!(places.take(&one).is_some());
-        drop(taken);
-        assert!(places.by_device.lock().is_empty());
     }
 }

@@ -52,7 +52,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let arguments = CommandLine::parse_from(program.chain(given));
+    let mut arguments = CommandLine::parse_from(program.chain(given.arguments));
+    if let Command::Serve(options) = &mut arguments.command {
+        options.of_nanomdm = given.of_nanomdm;
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.into()),

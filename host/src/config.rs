@@ -121,7 +121,7 @@ pub struct ServeOptions {
     pub ua_zl_dc: bool,
 
     /// Tell this address of every message of a device, with NanoMDM's JSON, until it answers 2xx; repeatable
-    #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", value_delimiter = ',', hide_env_values = true)]
+    #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", hide_env_values = true)]
     #[serde(rename = "webhook-url")]
     pub webhook_urls: Vec<String>,
 
@@ -190,6 +190,11 @@ pub struct ServeOptions {
     /// Level, or levels by target: `info`, `debug`, `info,wasmdm_service=debug` [default: info]
     #[arg(long, env = "WASMDM_LOG_LEVEL", value_name = "FILTER")]
     pub log_level: Option<String>,
+
+    /// Names of the flags whose value was given in NanoMDM's way, and which may be idle as there
+    #[arg(skip)]
+    #[serde(skip)]
+    pub of_nanomdm: Vec<&'static str>,
 }
 
 /// `--re-enroll`.
@@ -237,6 +242,8 @@ pub struct Config {
     pub max_connections: usize,
     pub log_format: LogFormat,
     pub log_level: String,
+    /// What the operator should know of it, for the log.
+    pub remarks: Vec<String>,
 }
 
 /// Where pushes go.
@@ -294,7 +301,7 @@ impl ServeOptions {
         let options = match &self.config {
             Some(path) => {
                 let text = read_text(path, "config")?;
-                let file: Self = toml::from_str(&text).with_context(|| format!("config: {}", path.display()))?;
+                let file = toml::from_str(&text).map_err(|error| anyhow::anyhow!("config: {}: {}", path.display(), toml_problem(&text, &error)))?;
                 self.over(file)
             }
             None => self,
@@ -317,10 +324,25 @@ impl ServeOptions {
         };
         let send_hmac_key = secret("dm-send-hmac-key", options.dm_send_hmac_key, options.dm_send_hmac_key_file)?;
         let receive_hmac_key = secret("dm-recv-hmac-key", options.dm_recv_hmac_key, options.dm_recv_hmac_key_file)?;
+        // Start lines of NanoMDM leave keys behind that have nothing to sign; it does not mind.
+        let mut remarks = Vec::new();
+        let mut idle = |name: &str, address: &str| {
+            let is_nanomdms = options.of_nanomdm.contains(&name);
+            if is_nanomdms {
+                remarks.push(format!("{name}: it is not used, as there is no {address}"));
+            }
+            is_nanomdms
+        };
         let declarative_proxy = match &options.dm {
             Some(url) => Some(DeclarativeProxyOptions { url: http_url("dm", url)?, send_hmac_key, receive_hmac_key }),
-            None if send_hmac_key.is_some() || receive_hmac_key.is_some() => bail!("dm: the keys of declarative management need its address"),
-            None => None,
+            None => {
+                for (name, key) in [("dm-send-hmac-key", &send_hmac_key), ("dm-recv-hmac-key", &receive_hmac_key)] {
+                    if key.is_some() && !idle(name, "dm") {
+                        bail!("dm: the keys of declarative management need its address");
+                    }
+                }
+                None
+            }
         };
         let webhooks = WebhookOptions {
             urls: options.webhook_urls.iter().map(|url| http_url("webhook-url", url)).collect::<anyhow::Result<_>>()?,
@@ -331,8 +353,11 @@ impl ServeOptions {
         if let Some(unknown) = webhooks.topics.iter().find(|topic| !webhook::is_topic(topic)) {
             bail!("webhook-topic: there is no `{unknown}`: write for instance mdm.TokenUpdate, mdm.Connect or mdm.Connect:Error");
         }
-        if webhooks.urls.is_empty() && (webhooks.hmac_key.is_some() || webhooks.with_secrets || !webhooks.topics.is_empty()) {
-            bail!("webhook-url: the other values of the webhook need its address");
+        if webhooks.urls.is_empty() {
+            let has_idle_key = webhooks.hmac_key.is_some() && !idle("webhook-hmac-key", "webhook-url");
+            if has_idle_key || webhooks.with_secrets || !webhooks.topics.is_empty() {
+                bail!("webhook-url: the other values of the webhook need its address");
+            }
         }
         Ok(Config {
             listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
@@ -383,6 +408,7 @@ impl ServeOptions {
             },
             log_format: options.log_format.unwrap_or_default(),
             log_level: options.log_level.unwrap_or_else(|| "info".to_owned()),
+            remarks,
             data,
         })
     }
@@ -429,6 +455,7 @@ impl ServeOptions {
             max_connections: self.max_connections.or(file.max_connections),
             log_format: self.log_format.or(file.log_format),
             log_level: self.log_level.or(file.log_level),
+            of_nanomdm: self.of_nanomdm,
         }
     }
 }
@@ -453,6 +480,22 @@ fn secret(field: &str, given: Option<String>, path: Option<PathBuf>) -> anyhow::
         }
         (None, None) => Ok(None),
     }
+}
+
+/// What is wrong, and where, without the line itself and without the value: either may hold a secret.
+fn toml_problem(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let kind = ["invalid type: ", "invalid value: "].iter().find_map(|kind| Some((kind, message.strip_prefix(kind)?)));
+    let problem = match (kind, message.rsplit_once(", expected ")) {
+        (Some((kind, rest)), Some((_, expected))) => {
+            format!("{kind}{}, expected {expected}", rest.split(['"', '`']).next().unwrap_or_default().trim_end())
+        }
+        _ => message.to_owned(),
+    };
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return problem };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {problem}")
 }
 
 /// The text is not repeated: it may hold a password.
@@ -574,6 +617,52 @@ mod tests {
         };
         assert!(with(unknown_topic).starts_with("webhook-topic:"));
         assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
+    }
+
+    /// The whole line stood in the error, and with it the key.
+    #[test]
+    fn an_error_of_the_file_names_its_place_and_shows_nothing_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wasmdm.toml");
+        for (text, place, expected) in [
+            ("listen = \":1\"\napi-key = \"SECRET\n", "line 2, column", ""),
+            ("listen = \":1\"\n  api_key = \"SECRET\"\n", "line 2, column 3:", "unknown field `api_key`"),
+            ("webhook-url = \"http://u:SECRET@h/\"\n", "line 1, column 15:", "invalid type: string, expected a sequence"),
+            ("webhook-url = \"SECRET, expected SECRET\"\n", "line 1, column 15:", "invalid type: string, expected a sequence"),
+            ("api-key = 735131\n", "line 1, column 11:", "invalid type: integer, expected a string"),
+            ("checkin = \"SECRET\"\n", "line 1, column 11:", "invalid type: string, expected a boolean"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let shown = problem(ServeOptions { config: Some(path.clone()), ..ServeOptions::default() });
+            assert!(shown.starts_with("config: ") && shown.contains(place) && shown.contains(expected), "{shown}");
+            assert!(!shown.contains("SECRET") && !shown.contains("735131"), "{shown}");
+        }
+    }
+
+    /// A URL may hold a comma; it was taken for two.
+    #[test]
+    fn a_url_of_the_webhook_may_hold_a_comma() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: ServeOptions,
+        }
+        let line = ["serve", "--webhook-url", "http://a/?x=1,2", "--webhook-url=http://b/"];
+        let config = <Line as clap::Parser>::try_parse_from(line).unwrap().options.resolve().unwrap();
+        assert_eq!(config.webhooks.urls.iter().map(Url::as_str).collect::<Vec<_>>(), ["http://a/?x=1,2", "http://b/"]);
+    }
+
+    /// NanoMDM starts with keys that have nothing to sign, and its start line did not start here.
+    #[test]
+    fn a_key_that_has_nothing_to_sign_is_remarked_on_where_nanomdm_ignores_it() {
+        let names = ["webhook-hmac-key", "dm-send-hmac-key", "dm-recv-hmac-key"];
+        let key = || Some("secret".to_owned());
+        let options = || ServeOptions { webhook_hmac_key: key(), dm_send_hmac_key: key(), dm_recv_hmac_key: key(), ..ServeOptions::default() };
+        let remarks = ServeOptions { of_nanomdm: names.into(), ..options() }.resolve().unwrap().remarks;
+        assert_eq!(remarks.len(), 3, "{remarks:?}");
+        assert!(names.iter().all(|name| remarks.iter().any(|remark| remark.starts_with(name) && !remark.contains("secret"))), "{remarks:?}");
+        assert!(problem(ServeOptions { of_nanomdm: vec!["webhook-hmac-key", "dm-send-hmac-key"], ..options() }).starts_with("dm:"));
+        assert!(problem(ServeOptions { webhook_hmac_key: key(), ..ServeOptions::default() }).starts_with("webhook-url:"));
     }
 
     #[test]

@@ -13,11 +13,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use reqwest::Url;
-use tokio::sync::Semaphore;
 use wasmdm_service::declarative_management::{Answer, DeclarativeManagement, EndpointRequest};
 use wasmdm_service::reply::Refusal;
 
 use crate::outward;
+use crate::places::Places;
 
 const SIGNATURE: HeaderName = HeaderName::from_static("x-hmac-signature");
 const ENROLLMENT_ID: HeaderName = HeaderName::from_static("x-enrollment-id");
@@ -28,8 +28,9 @@ const TRACE_ID: HeaderName = HeaderName::from_static("x-trace-id");
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// A large organization's list of declarations has a few hundred kilobytes.
 const LONGEST_ANSWER: usize = 8 << 20;
-/// Exchanges at once; a device beyond is asked to come again.
+/// Exchanges at once, and of one device with its users; who is beyond is asked to come again. A device asks for one document after the other.
 const AT_ONCE: usize = 256;
+const AT_ONCE_PER_DEVICE: usize = 4;
 
 /// How the other server is reached.
 #[derive(Clone)]
@@ -49,7 +50,7 @@ pub struct DeclarativeProxy {
     url: Url,
     send: Option<hmac::Key>,
     receive: Option<hmac::Key>,
-    places: Semaphore,
+    places: Places,
 }
 
 impl DeclarativeProxy {
@@ -62,12 +63,15 @@ impl DeclarativeProxy {
             url: options.url.clone(),
             send: key(&options.send_hmac_key),
             receive: key(&options.receive_hmac_key),
-            places: Semaphore::new(AT_ONCE),
+            places: Places::new(AT_ONCE, AT_ONCE_PER_DEVICE),
         })
     }
 
     async fn ask(&self, asked: &EndpointRequest) -> Result<Answer, Refusal> {
-        let _place = self.places.try_acquire().map_err(|_| unavailable("too many requests wait for the server of declarations"))?;
+        let _place =
+            self.places.take(asked.enrollment.device()).ok_or_else(|| unavailable("too many requests wait for the server of declarations"))?;
+        // An empty document says nothing, so that it would be nothing to put anywhere.
+        let data = asked.data.as_ref().filter(|data| !data.is_empty());
         let url = self.url.join(asked.path.as_str()).map_err(|error| unavailable(format!("its address: {error}")))?;
         let mut headers = HeaderMap::new();
         let enrollment = &asked.enrollment;
@@ -78,20 +82,21 @@ impl DeclarativeProxy {
         }
         insert(&mut headers, TRACE_ID, &asked.request_id)?;
         if let Some(key) = &self.send {
-            let body = asked.data.as_deref().unwrap_or_default();
+            let body = data.map(AsRef::as_ref).unwrap_or_default();
             insert(&mut headers, SIGNATURE, &outward::hmac_signature(key, body))?;
         }
-        let request = match &asked.data {
+        let request = match data {
             None => self.http.get(url),
             Some(data) => self.http.put(url).header(header::CONTENT_TYPE, "application/json").body(data.clone()),
         };
         let response = request.headers(headers).send().await.map_err(failed)?;
         let (status, signature) = (response.status(), response.headers().get(SIGNATURE).cloned());
+        let said = outward::status(&response);
         let body = read(response).await?;
         if let Some(key) = &self.receive
             && !is_signed(key, signature.as_ref(), &body)
         {
-            return Err(unavailable(format!("its answer ({}) has no valid {SIGNATURE}", status.as_u16())));
+            return Err(unavailable(format!("its answer ({said}) has no valid {SIGNATURE}")));
         }
         match status {
             StatusCode::OK => Ok(Answer::Document(body)),
@@ -99,9 +104,9 @@ impl DeclarativeProxy {
             StatusCode::NOT_FOUND => Ok(Answer::NotFound),
             // The other server says that the device's words are wrong: they would be wrong again.
             StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
-                Err(Refusal::bad_request(format!("the server of declarations answered {}", status.as_u16())))
+                Err(Refusal::bad_request(format!("the server of declarations answered {said}")))
             }
-            _ => Err(unavailable(format!("it answered {}", status.as_u16()))),
+            _ => Err(unavailable(format!("it answered {said}"))),
         }
     }
 }

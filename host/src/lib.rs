@@ -18,6 +18,7 @@ pub mod logging;
 pub mod nanomdm_arguments;
 pub mod observability;
 pub mod outward;
+pub mod places;
 pub mod push_certificate_expiry;
 pub mod webhook;
 pub mod wiring;

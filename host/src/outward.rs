@@ -39,6 +39,24 @@ fn builder() -> reqwest::ClientBuilder {
         .user_agent(concat!("wasmdm/", env!("CARGO_PKG_VERSION")))
 }
 
+/// The status of an answer, for the log; of a redirect also where to, as somebody has to write that down in its place. The host alone: the
+/// rest may hold a secret.
+pub fn status(response: &reqwest::Response) -> String {
+    let status = response.status().as_u16();
+    if !response.status().is_redirection() {
+        return status.to_string();
+    }
+    let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
+    let url = location.and_then(|location| response.url().join(location).ok());
+    match url.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.port()))) {
+        Some((scheme, host, port)) => {
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{status}, a redirect to {scheme}://{host}{port}, and redirects are not followed")
+        }
+        None => format!("{status}, a redirect to nowhere"),
+    }
+}
+
 /// Between two neighbours only (RFC 9110, 7.6.1, and what is older).
 const HOP_BY_HOP: [&str; 9] =
     ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];

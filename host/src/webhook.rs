@@ -106,7 +106,11 @@ impl PollListener for Polls {
 impl Webhooks {
     /// A client of the receivers; they need not be there yet.
     pub fn new(options: &WebhookOptions) -> anyhow::Result<Self> {
-        let http = outward::client(TIMEOUT).context("webhook-url")?;
+        Self::with_timeout(options, TIMEOUT)
+    }
+
+    fn with_timeout(options: &WebhookOptions, timeout: Duration) -> anyhow::Result<Self> {
+        let http = outward::client(timeout).context("webhook-url")?;
         Ok(Self {
             http,
             receivers: named(&options.urls),
@@ -216,7 +220,7 @@ impl Webhooks {
         // The receiver says that it is this event which is wrong: those behind it must not wait for three days. A 400 may be said of all
         // events, after a change of the key for instance.
         let hopeless = matches!(status, StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY);
-        failed(format!("the receiver answered {}", status.as_u16()), !hopeless, retry_after.map(Duration::from_secs))
+        failed(format!("the receiver answered {}", outward::status(&response)), !hopeless, retry_after.map(Duration::from_secs))
     }
 }
 
@@ -266,4 +270,64 @@ fn named(urls: &[Url]) -> BTreeMap<String, Url> {
         named.insert(name, url.clone());
     }
     named
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one receiver makes of an event; it answers with these bytes, and then says no more.
+    async fn told(answer: &str) -> Delivered {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/hook?key=SECRET", listener.local_addr().unwrap());
+        let options = WebhookOptions { urls: vec![url.parse().unwrap()], hmac_key: None, topics: Vec::new(), with_secrets: false };
+        let webhooks = Webhooks::with_timeout(&options, Duration::from_millis(300)).unwrap();
+        let at = Timestamp::from_millis(1_800_000_000_000);
+        let lease = Lease {
+            tenant: TenantId::default(),
+            subscriber: webhooks.receivers.keys().next().unwrap().clone(),
+            interface: INTERFACE.to_owned(),
+            partition: "A".to_owned(),
+            owner: "worker".to_owned(),
+            epoch: 1,
+            until: at,
+        };
+        let topic = "mdm.Connect".to_owned();
+        let event = Event { id: "1".to_owned(), tenant: TenantId::default(), topic, at, who: None, data: json!({}), hops: 0 };
+        let delivery = Delivery { sequence: 1, event, attempt: 1, conflicts: 0, first_failed_at: None };
+        let receiver = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // The event is the end of the request.
+            let mut request = Vec::new();
+            while !request.ends_with(b"}") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            delivered = webhooks.deliver(&lease, &delivery) => delivered,
+            () = receiver => unreachable!("it stays"),
+        }
+    }
+
+    /// Nothing ended a delivery to a receiver that says nothing. NanoMDM defect 15.
+    #[tokio::test]
+    async fn a_receiver_that_says_nothing_is_given_up_and_told_again() {
+        let Delivered::Failed { error, retryable, .. } = told("").await else { panic!("it did not fail") };
+        assert_eq!((error.as_str(), retryable), ("the receiver took too long", true));
+    }
+
+    /// Go's client went after a redirect; here somebody must read where it leads.
+    #[tokio::test]
+    async fn a_redirect_is_a_failure_that_says_where_to() {
+        let answer = "HTTP/1.1 307 Temporary Redirect\r\nLocation: https://new.example:8443/hook?key=SECRET\r\nContent-Length: 0\r\n\r\n";
+        let Delivered::Failed { error, retryable, .. } = told(answer).await else { panic!("it did not fail") };
+        assert!(error.starts_with("the receiver answered 307, a redirect to https://new.example:8443, ") && retryable, "{error}");
+        assert!(!error.contains("SECRET"), "{error}");
+        let within = "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n";
+        let Delivered::Failed { error, .. } = told(within).await else { panic!("it did not fail") };
+        assert!(error.contains("302, a redirect to http://127.0.0.1:"), "{error}");
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 use wasmdm_plugin_runtime::loading::CompilerCommand;
 
 use crate::clock::SystemClock;
@@ -17,6 +17,9 @@ use crate::wiring::{RunningServer, Surroundings};
 pub async fn run(options: ServeOptions) -> anyhow::Result<ExitCode> {
     let config = options.resolve()?;
     logging::start(config.log_format, &config.log_level)?;
+    for remark in &config.remarks {
+        warn!("{remark}");
+    }
     // Listened for from the start: a signal during a long start must not be lost.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -1,16 +1,17 @@
 //! `/v1` and `/version`: what clients of NanoMDM use. Paths, JSON and its indentation are theirs; where an answer of theirs is wrong,
 //! docs/nanomdm.md says what is corrected.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Extension;
-use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
 use tracing::{info, warn};
 use wasmdm_apns::push_certificate::{FileForm, PushCertificateError, PushCertificatePair};
 use wasmdm_protocol::command::Command;
@@ -28,6 +29,7 @@ use super::{App, problem};
 
 /// From more on a push goes on in the background: nobody waits for it.
 const AT_ONCE: usize = 1000;
+const UNKNOWN_WITH_COMMA: &str = "no enrollment of this id; a comma between ids stands in the path as it is, an encoded one belongs to an id";
 /// As the pusher says it.
 const NOT_ENROLLED: &str = "push data missing for id: it is not enrolled";
 /// A certificate and a key.
@@ -63,35 +65,21 @@ struct IdResult {
     command_error: Option<String>,
 }
 
-/// `?nopush=…&renews_identity=…`
-#[derive(Debug, Deserialize)]
-pub struct EnqueueQuery {
-    nopush: Option<String>,
-    /// Not in NanoMDM: the command makes the device enroll anew with another certificate, and what follows is no new enrollment.
-    renews_identity: Option<String>,
+/// A parameter of the query; of one that stands there twice the first, as Go takes it.
+fn parameter<'a>(uri: &'a Uri, name: &str) -> Option<Cow<'a, str>> {
+    form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).find(|(key, _)| key == name).map(|(_, value)| value)
 }
 
-impl EnqueueQuery {
-    /// NanoMDM takes any text for yes, `0` too; here no means no.
-    fn no_push(&self) -> bool {
-        is_yes(self.nopush.as_deref())
-    }
+/// NanoMDM takes any text for yes, `0` too; here no means no.
+fn is_yes(uri: &Uri, name: &str) -> bool {
+    parameter(uri, name).is_some_and(|text| !matches!(text.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no" | "off"))
 }
 
-fn is_yes(value: Option<&str>) -> bool {
-    value.is_some_and(|text| !matches!(text.to_ascii_lowercase().as_str(), "" | "0" | "false" | "no" | "off"))
-}
-
-/// Queues a command for each id, and wakes them. An empty body just wakes them.
-pub async fn enqueue(
-    State(app): State<Arc<App>>,
-    Extension(caller): Extension<Caller>,
-    Path(ids): Path<String>,
-    Query(query): Query<EnqueueQuery>,
-    request: Request,
-) -> Response {
+/// Queues a command for each id, and wakes them. An empty body just wakes them. `?nopush=…` does not wake; `?renews_identity=…` is not in
+/// NanoMDM: the command makes the device enroll anew with another certificate, and what follows is no new enrollment.
+pub async fn enqueue(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>, request: Request) -> Response {
     let (head, request_body) = request.into_parts();
-    let ids = match targets(&ids) {
+    let ids = match targets(&head.uri) {
         Ok(ids) => ids,
         Err(problem) => return json(StatusCode::BAD_REQUEST, &ApiResult { command_error: Some(problem), ..ApiResult::default() }),
     };
@@ -99,7 +87,7 @@ pub async fn enqueue(
         Ok(held) => held,
         Err(error) => return error.response(),
     };
-    let no_push = query.no_push();
+    let no_push = is_yes(&head.uri, "nopush");
     if held.bytes.is_empty() {
         if no_push {
             let problem = "the body is empty and nopush is set: there is nothing to do".to_owned();
@@ -119,7 +107,7 @@ pub async fn enqueue(
             tenant: TenantId::default(),
             targets: ids.clone(),
             command: command.clone(),
-            options: CommandOptions { push: !no_push, renews_identity: is_yes(query.renews_identity.as_deref()), ..CommandOptions::default() },
+            options: CommandOptions { push: !no_push, renews_identity: is_yes(&head.uri, "renews_identity"), ..CommandOptions::default() },
             origin: format!("api:{}", caller.0),
             now: app.clock.now(),
         })
@@ -139,8 +127,13 @@ pub async fn enqueue(
     for (id, outcome) in ids.iter().zip(&outcomes) {
         match outcome {
             EnqueueOutcome::Queued { .. } | EnqueueOutcome::AlreadyQueued { .. } => reachable.push(id.clone()),
+            EnqueueOutcome::NotAgain(why) => {
+                let problem = format!("{why}: nothing is delivered under its CommandUUID any more, so give the command another");
+                result.status.entry(id.to_string()).or_default().command_error = Some(problem);
+            }
             EnqueueOutcome::UnknownEnrollment | EnqueueOutcome::UuidReused => {
-                result.status.entry(id.to_string()).or_default().command_error = Some("no enrollment of this id".to_owned());
+                let problem = if id.as_str().contains(',') { UNKNOWN_WITH_COMMA } else { "no enrollment of this id" };
+                result.status.entry(id.to_string()).or_default().command_error = Some(problem.to_owned());
             }
         }
     }
@@ -160,9 +153,10 @@ pub async fn enqueue(
 }
 
 /// Wakes each id.
-pub async fn push(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>, Path(ids): Path<String>, body: Body) -> Response {
+pub async fn push(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>, request: Request) -> Response {
+    let (head, body) = request.into_parts();
     app.budget.drain(body);
-    match targets(&ids) {
+    match targets(&head.uri) {
         Ok(ids) => push_to(&app, caller, ids).await,
         Err(problem) => json(StatusCode::BAD_REQUEST, &ApiResult { push_error: Some(problem), ..ApiResult::default() }),
     }
@@ -227,12 +221,17 @@ pub async fn no_ids(request: Request) -> Response {
     json(StatusCode::BAD_REQUEST, &result)
 }
 
-/// The ids between commas, each once: the same id again would be the same command again.
-fn targets(ids: &str) -> Result<Vec<EnrollmentId>, String> {
+/// The ids between commas behind `/v1/enqueue/` and `/v1/push/`, each once: the same id again would be the same command again.
+///
+/// They are told apart before they are decoded. A user's id is what a device says of it, and with a comma in it a command for that user
+/// would go to whoever is named behind the comma.
+fn targets(uri: &Uri) -> Result<Vec<EnrollmentId>, String> {
+    let ids = uri.path().splitn(4, '/').nth(3).unwrap_or_default();
     let mut seen = BTreeSet::new();
     let mut targets = Vec::new();
     for id in ids.split(',').filter(|id| !id.is_empty()) {
-        if seen.insert(id) {
+        let id = percent_decode_str(id).decode_utf8().map_err(|_| "an id in the path is no UTF-8".to_owned())?;
+        if seen.insert(id.clone()) {
             targets.push(EnrollmentId::new(id));
         }
         if targets.len() > IDS {
@@ -242,23 +241,18 @@ fn targets(ids: &str) -> Result<Vec<EnrollmentId>, String> {
     if targets.is_empty() { Err("no enrollment id in the path".to_owned()) } else { Ok(targets) }
 }
 
-/// `?topic=…`
-#[derive(Debug, Deserialize)]
-pub struct TopicQuery {
-    topic: Option<String>,
-}
-
 #[derive(Debug, Serialize)]
 struct PushCertificateResult {
     not_after: String,
     topic: String,
 }
 
-/// When the certificate of a topic ends.
-pub async fn push_certificate(State(app): State<Arc<App>>, Query(query): Query<TopicQuery>) -> Response {
-    let Some(topic) = query.topic.filter(|topic| !topic.is_empty()) else {
+/// When the certificate of `?topic=…` ends.
+pub async fn push_certificate(State(app): State<Arc<App>>, uri: Uri) -> Response {
+    let Some(topic) = parameter(&uri, "topic").filter(|topic| !topic.is_empty()) else {
         return error(StatusCode::BAD_REQUEST, "topic: the query parameter is missing");
     };
+    let topic = topic.into_owned();
     match app.storage.push_certificate(&topic).await {
         Ok(Some(certificate)) => json(StatusCode::OK, &PushCertificateResult { not_after: seconds(certificate.not_after), topic }),
         Ok(None) => error(StatusCode::NOT_FOUND, &format!("topic: no push certificate for `{}`", topic.escape_default())),
@@ -266,24 +260,16 @@ pub async fn push_certificate(State(app): State<Arc<App>>, Query(query): Query<T
     }
 }
 
-/// `?topic=…&new_topic=…`; neither is in NanoMDM.
-#[derive(Debug, Deserialize)]
-pub struct StoreQuery {
-    /// Which topic the certificate must have.
-    topic: Option<String>,
-    /// The topic may be one that no device uses, although devices use others.
-    new_topic: Option<String>,
-}
-
-/// Stores a push certificate with its key, both PEM in one body.
-pub async fn store_push_certificate(State(app): State<Arc<App>>, Query(query): Query<StoreQuery>, request: Request) -> Response {
+/// Stores a push certificate with its key, both PEM in one body. Not in NanoMDM: `?topic=…` says which topic it must have, and
+/// `?new_topic=…` that it may be one that no device uses, although devices use others.
+pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Request) -> Response {
     let (head, request_body) = request.into_parts();
     let held = match body::read(&app.budget, &head.headers, request_body, PUSH_CERTIFICATE_LIMIT).await {
         Ok(held) => held,
         Err(error) => return error.response(),
     };
     let now = app.clock.now();
-    let pair = match checked_push_certificate(&held.bytes, query.topic.as_deref(), now) {
+    let pair = match checked_push_certificate(&held.bytes, parameter(&head.uri, "topic").as_deref(), now) {
         Ok(pair) => pair,
         Err(problem) => return error(StatusCode::BAD_REQUEST, &problem),
     };
@@ -294,7 +280,7 @@ pub async fn store_push_certificate(State(app): State<Arc<App>>, Query(query): Q
         certificate_pem: pair.certificate_pem,
         private_key_pem: pair.private_key_pem,
         not_after,
-        may_be_new: is_yes(query.new_topic.as_deref()),
+        may_be_new: is_yes(&head.uri, "new_topic"),
         now,
     };
     match app.storage.store_push_certificate(store).await {

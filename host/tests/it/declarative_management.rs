@@ -1,15 +1,17 @@
 //! Declarative management is handed to another server, whose words are not trusted.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, Method, Response, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use wasmdm_simulator::{Authority, Connection, Device, Target};
 
 use crate::process::Home;
@@ -21,25 +23,32 @@ fn signature(key: &str, body: &[u8]) -> String {
     STANDARD.encode(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()), body))
 }
 
+/// What the other server says beside an error's status.
+const WORDS: &[u8] = b"kanarienvogel: SELECT secret FROM the_other_server";
+
 /// Answers by the last part of the path: a status code, or something odd.
 async fn answer(State(asked): State<Asked>, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let body = axum::body::to_bytes(body, usize::MAX).await.unwrap().to_vec();
     let path = head.uri.path().to_owned();
     asked.lock().unwrap().push((head.method.to_string(), head.uri.to_string(), head.headers, body));
-    let document = b"{\"Declarations\":{}}".to_vec();
     let last = path.rsplit('/').next().unwrap_or_default();
     let status = last.parse().ok().and_then(|code| StatusCode::from_u16(code).ok()).unwrap_or(StatusCode::OK);
     let document = match last {
         "long" => vec![b' '; 9 << 20],
         _ if status == StatusCode::NO_CONTENT => Vec::new(),
-        _ => document,
+        _ if status == StatusCode::OK => b"{\"Declarations\":{}}".to_vec(),
+        // With the mark that is looked for in the log.
+        _ => WORDS.to_vec(),
     };
     if last == "slow" {
         std::future::pending::<()>().await;
     }
     let key = if last == "forged" { "another" } else { "kanarienvogel-theirs" };
     let mut response = Response::builder().status(status);
+    if status.is_redirection() {
+        response = response.header("Location", "https://kanarienvogel:secret@new.example:8443/kanarienvogel");
+    }
     if last != "unsigned" {
         response = response.header("X-Hmac-Signature", signature(key, &document));
     }
@@ -108,7 +117,28 @@ async fn endpoints_are_handed_on_signed_and_the_answers_come_back() {
         assert_eq!(answer.status.as_u16(), expected, "{endpoint}");
         assert!(expected != 503 || answer.headers.contains_key("retry-after"), "{endpoint}");
         assert!(expected != 204 || answer.body.is_empty());
+        assert!(!String::from_utf8_lossy(&answer.body).contains("kanarienvogel"), "{endpoint}: {answer:?}");
     }
+    // What the log must not show either is looked for at its end.
+    server.logs(&["it answered 302, a redirect to https://new.example:8443, and redirects are not followed"]).await;
+    server.logs(&["it answered 500"]).await;
+}
+
+/// It was put there as a status report of no length. Go's server tests for the length.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_document_is_none() {
+    let (url, asked) = other_server().await;
+    let authority = Authority::new(66).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--dm", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let message = device.declarative_management("tokens", Some(b"")).unwrap();
+    assert_eq!(device.send(&mut connection, message).await.unwrap().status, StatusCode::OK);
+    let asked = asked.lock().unwrap();
+    assert_eq!((asked[0].0.as_str(), asked[0].1.as_str(), asked[0].3.len()), ("GET", "/ddm/tokens", 0));
+    assert!(!asked[0].2.contains_key("content-type"));
 }
 
 /// In NanoMDM an enrolled device can make the server fetch any URL: an absolute `Endpoint` replaces the configured one.
@@ -150,11 +180,26 @@ async fn while_the_other_server_is_away_or_silent_devices_are_asked_to_come_agai
     let mut other = Device::new(&authority, 2).unwrap();
     other.enroll(&mut other_connection).await.unwrap();
     let silent = device.declarative_management("declaration/asset/slow", None).unwrap();
-    let waiting = tokio::time::timeout(Duration::from_secs(30), device.send(&mut connection, silent));
-    let idle = other.idle().unwrap();
-    let (waited, polled) = tokio::join!(waiting, other.send(&mut other_connection, idle));
-    assert_eq!(polled.unwrap().status, StatusCode::OK);
-    assert_eq!(waited.expect("it is given up within 30 s").unwrap().status, StatusCode::SERVICE_UNAVAILABLE);
+    let silent = device.prepare(silent).unwrap();
+    // One device had all places, and others got no declarations.
+    let mut waiting: FuturesUnordered<_> = (0..5)
+        .map(|_| {
+            let (url, headers, body) = (server.url(), silent.headers.clone(), silent.message.body.clone());
+            async move { Connection::to(&url).unwrap().request(Method::PUT, "/mdm".parse().unwrap(), headers, body).await.unwrap().status }
+        })
+        .collect();
+    let begun = Instant::now();
+    assert_eq!(waiting.next().await, Some(StatusCode::SERVICE_UNAVAILABLE), "four are its share");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    for message in [other.idle(), other.declarative_management("tokens", None)] {
+        assert_eq!(other.send(&mut other_connection, message.unwrap()).await.unwrap().status, StatusCode::OK);
+    }
+    let given_up = async {
+        while let Some(status) = waiting.next().await {
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), given_up).await.expect("they are given up within 30 s");
 
     let nobody = {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

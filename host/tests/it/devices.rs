@@ -1,7 +1,7 @@
 //! What devices see.
 
 use http::StatusCode;
-use wasmdm_protocol::enrollment::EnrollmentKind;
+use wasmdm_protocol::enrollment::{EnrollmentId, EnrollmentKind};
 use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions, Proof};
 
 use crate::api::enqueue;
@@ -93,6 +93,125 @@ async fn a_repeated_report_changes_nothing_and_the_queue_goes_on() {
     }
     let session = device.poll_until_idle(&mut connection).await.unwrap();
     assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["B"]);
+    assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
+}
+
+/// The second of two polls made the server forget the queue with its acknowledgement. NanoMDM defect 22. Edge case 10.
+#[tokio::test]
+async fn two_polls_that_get_the_same_command_and_both_answer_it_leave_the_queue_whole() {
+    let authority = Authority::new(12).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connections = [connect(&server), connect(&server)];
+    device.enroll(&mut connections[0]).await.unwrap();
+    for uuid in ["A", "B", "C"] {
+        enqueue(&server, &device.id(), uuid, "ProfileList").await;
+    }
+    for (message, next) in [
+        (device.idle(), Some("A")),
+        (device.report("Acknowledged", "A"), Some("B")),
+        (device.report("Acknowledged", "B"), Some("C")),
+        (device.report("Acknowledged", "C"), None),
+    ] {
+        let message = message.unwrap();
+        for connection in &mut connections {
+            let answer = device.insist(connection, message.clone()).await.unwrap();
+            let text = String::from_utf8_lossy(&answer);
+            match next {
+                Some(uuid) => assert!(text.contains(&format!("<string>{uuid}</string>")), "{uuid}: {text}"),
+                None => assert_eq!(text, ""),
+            }
+        }
+    }
+    enqueue(&server, &device.id(), "D", "ProfileList").await;
+    let session = device.poll_until_idle(&mut connections[1]).await.unwrap();
+    assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["D"]);
+    home.check(&[]);
+}
+
+/// Edge case 7. Edge case 9.
+#[tokio::test]
+async fn a_session_is_one_connection_and_its_end_is_a_200_without_a_body() {
+    let authority = Authority::new(13).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connect(&server)).await.unwrap();
+    for uuid in ["A", "B"] {
+        enqueue(&server, &device.id(), uuid, "ProfileList").await;
+    }
+    let mut connection = connect(&server);
+    for (message, has_body) in [(device.idle(), true), (device.report("Acknowledged", "A"), true), (device.report("Error", "B"), false)] {
+        let answer = device.send(&mut connection, message.unwrap()).await.unwrap();
+        assert_eq!((answer.status, !answer.body.is_empty()), (StatusCode::OK, has_body));
+        assert_eq!(answer.headers["content-length"], answer.body.len().to_string().as_str());
+        assert_eq!(answer.headers.contains_key("content-type"), has_body);
+        assert!(!answer.headers.contains_key("connection"));
+    }
+    assert_eq!(connection.opened(), 1);
+}
+
+/// Edge case 32.
+#[tokio::test]
+async fn a_user_of_a_device_has_a_queue_of_their_own() {
+    let authority = Authority::new(14).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = connect(&server);
+    device.enroll(&mut connection).await.unwrap();
+    let mut user = user_of(&authority, &device);
+    let update = user.token_update().unwrap();
+    user.insist(&mut connection, update).await.unwrap();
+    for (id, uuid) in [(device.id(), "device-1"), (user.id(), "user-1"), (device.id(), "device-2"), (user.id(), "user-2")] {
+        enqueue(&server, &id, uuid, "ProfileList").await;
+    }
+    for (channel, expected) in [(&mut user, ["user-1", "user-2"]), (&mut device, ["device-1", "device-2"])] {
+        channel.poll_until_idle(&mut connection).await.unwrap();
+        assert_eq!(channel.received, expected);
+    }
+}
+
+fn user_of(authority: &Authority, device: &Device) -> Device {
+    let options = DeviceOptions { kind: Some(EnrollmentKind::User), ..DeviceOptions::default() };
+    let mut user = Device::with_options(authority, device.number, options).unwrap();
+    user.replace_identity(device.identity.clone());
+    user
+}
+
+/// A Mac polls for each user who logs in, also for those who are not managed, and was told again and again that its request was bad.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_poll_for_a_user_who_never_came_gets_nothing_and_leaves_nothing() {
+    let authority = Authority::new(15).unwrap();
+    let server = crate::in_process::Server::start(&authority, &[]).await;
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let mut user = user_of(&authority, &device);
+    for (message, expected) in [(user.idle(), StatusCode::OK), (user.report("Acknowledged", "A"), StatusCode::BAD_REQUEST)] {
+        let answer = user.send(&mut connection, message.unwrap()).await.unwrap();
+        assert!(answer.status == expected && (expected != StatusCode::OK || answer.body.is_empty()), "{}", answer.excerpt());
+    }
+    assert!(server.running.storage.enrollment(&EnrollmentId::new(user.id())).await.unwrap().is_none());
+    assert_eq!(server.running.storage.check().await.unwrap(), []);
+    server.stop().await;
+}
+
+/// Edge case 37.
+#[tokio::test]
+async fn a_status_that_nobody_knows_ends_its_command_and_stands_in_the_log() {
+    let authority = Authority::new(16).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let mut device = Device::new(&authority, 1).unwrap();
+    let mut connection = connect(&server);
+    device.enroll(&mut connection).await.unwrap();
+    enqueue(&server, &device.id(), "A", "ProfileList").await;
+    for message in [device.idle(), device.report("Purple", "A")] {
+        device.insist(&mut connection, message.unwrap()).await.unwrap();
+    }
+    server.logs(&["WARN", &device.id(), "reported the unknown status `Purple`"]).await;
     assert!(device.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
 }
 

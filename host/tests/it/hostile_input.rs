@@ -230,14 +230,23 @@ async fn an_id_is_never_a_path() {
         files
     };
     let before = all();
-    for (number, udid) in ["../../escaped", "/tmp/escaped", "..", "a/b", "%2e%2e%2fescaped"].into_iter().enumerate() {
+    let mark = format!("escaped-{}", std::process::id());
+    let udids = [format!("../../{mark}"), format!("../../../{mark}"), format!("/tmp/{mark}"), "..".into(), "a/b".into(), format!("%2e%2e%2f{mark}")];
+    for (number, udid) in udids.into_iter().enumerate() {
         let mut device = Device::new(&authority, number as u64).unwrap();
-        udid.clone_into(&mut device.udid);
+        device.udid = udid;
         device.enroll(&mut connection).await.unwrap();
         let token = device.set_bootstrap_token(Some(b"token")).unwrap();
         device.insist(&mut connection, token).await.unwrap();
     }
     assert_eq!(all(), before, "nothing of a device's is a file of its own");
+    // Above the home too, and above where the server was started.
+    let data = std::fs::canonicalize(home.data()).unwrap();
+    for folder in data.ancestors().chain(std::env::current_dir().unwrap().ancestors()).chain([std::path::Path::new("/tmp")]) {
+        let names = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let escaped: Vec<String> = names.filter(|name| name.contains(&mark)).collect();
+        assert!(escaped.is_empty(), "{}: {escaped:?}", folder.display());
+    }
     let mut device = Device::new(&authority, 9).unwrap();
     device.udid = "U".repeat(300);
     let authenticate = device.authenticate().unwrap();

@@ -1,8 +1,9 @@
 //! What clients of NanoMDM see under `/v1`. docs/nanomdm.md says what is kept and what is corrected.
 
 use http::{Method, StatusCode};
+use wasmdm_protocol::enrollment::EnrollmentKind;
 use wasmdm_simulator::message::command_document;
-use wasmdm_simulator::{Authority, Connection, Device};
+use wasmdm_simulator::{Answering, Authority, Behaviour, Connection, Device, DeviceOptions};
 
 use crate::api::{basic, call, call_as, json, text};
 use crate::process::{API_KEY, Home, ServerProcess};
@@ -33,6 +34,20 @@ async fn the_api_key_is_asked_for_as_nanomdm_asks() {
     assert_eq!(text(&version), format!("{{\"version\":\"{}\"}}", env!("CARGO_PKG_VERSION")));
     let nothing = call_as(&server, Method::GET, "/nope", "", "").await;
     assert_eq!((nothing.status, text(&nothing).as_str()), (StatusCode::NOT_FOUND, "404 page not found\n"));
+}
+
+/// A start line that NanoMDM takes, with keys that have nothing to sign and with values that are empty, did not start the server.
+#[tokio::test]
+async fn a_start_line_of_nanomdm_runs_the_server_and_what_is_idle_in_it_is_said() {
+    let line = ["-webhook-hmac-key", "-kanarienvogel", "-dm", "", "-dm-send-hmac-key=kanarienvogel", "--dump=false", "--checkin=true"];
+    let mut home = Home::without_authority().with(&line);
+    for name in ["NANOMDM_WEBHOOK_URL", "NANOMDM_INTERMEDIATE", "NANOMDM_CERT_HEADER"] {
+        home = home.with_variable(name, "".as_ref());
+    }
+    let server = home.start();
+    server.logs(&["WARN", "webhook-hmac-key: it is not used, as there is no webhook-url"]).await;
+    server.logs(&["WARN", "dm-send-hmac-key: it is not used, as there is no dm"]).await;
+    assert!(!std::path::Path::new("false").exists());
 }
 
 #[tokio::test]
@@ -134,6 +149,97 @@ async fn the_same_command_again_is_no_second_command_and_another_under_its_uuid_
     assert!(json(&answer)["command_error"].as_str().unwrap().contains("CommandUUID"));
     let session = device.poll_until_idle(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
     assert_eq!(session.commands.iter().map(|command| command.request_type.as_str()).collect::<Vec<_>>(), ["ProfileList"]);
+}
+
+/// A deferred command of an id that stood twice spun a core for ever, also when the device had gone. NanoMDM defect 3.
+#[tokio::test]
+async fn an_id_that_stands_twice_is_asked_once_and_its_not_now_ends_the_session() {
+    let authority = Authority::new(29).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let behaviour = Behaviour::acknowledging().with("ProfileList", Answering::NotNow { times: 1 });
+    let mut device = Device::with_options(&authority, 1, DeviceOptions { behaviour, ..DeviceOptions::default() }).unwrap();
+    let mut connection = Connection::to(&server.url()).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{0},{0}?nopush=1", device.id()), command("C")).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let session = device.poll_until_idle(&mut connection).await.unwrap();
+        seen.push((session.requests, session.commands.into_iter().map(|command| command.status.unwrap()).collect::<Vec<_>>()));
+    }
+    assert_eq!(seen, [(2, vec!["NotNow".to_owned()]), (2, vec!["Acknowledged".to_owned()]), (1, vec![])]);
+}
+
+/// A device enrolled anew and lost its queue, and a client that sent its command again was told that all was well.
+#[tokio::test]
+async fn a_command_that_will_not_go_out_any_more_is_an_error_that_says_why() {
+    let authority = Authority::new(30).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let (mut device, other) = (enrolled(&server, &authority, 1).await, enrolled(&server, &authority, 2).await);
+    let path = format!("/v1/enqueue/{}?nopush=1", device.id());
+    assert_eq!(call(&server, Method::PUT, &path, command("C")).await.status, StatusCode::OK);
+    device.enroll(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
+    let answer = call(&server, Method::PUT, &path, command("C")).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{}", text(&answer));
+    let problem = json(&answer)["status"][device.id()]["command_error"].as_str().unwrap().to_owned();
+    assert!(problem.contains("was cancelled") && problem.contains("CommandUUID"), "{problem}");
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{},{}?nopush=1", device.id(), other.id()), command("C")).await;
+    assert_eq!(answer.status, StatusCode::MULTI_STATUS, "{}", text(&answer));
+    assert!(json(&answer)["status"].get(other.id()).is_none());
+}
+
+/// A device that named its user `x,VICTIM` had the commands for that user sent to the victim: ids were told apart after they were decoded.
+#[tokio::test]
+async fn a_comma_within_an_id_names_nobody_else() {
+    let authority = Authority::new(31).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let (mut victim, device) = (enrolled(&server, &authority, 1).await, enrolled(&server, &authority, 2).await);
+    let mut user = Device::with_options(&authority, 2, DeviceOptions { kind: Some(EnrollmentKind::User), ..DeviceOptions::default() }).unwrap();
+    user.replace_identity(device.identity.clone());
+    user.user_id = format!("x,{}", victim.id());
+    let mut connection = Connection::to(&server.url()).unwrap();
+    let update = user.token_update().unwrap();
+    user.insist(&mut connection, update).await.unwrap();
+
+    let escaped = user.id().replace(',', "%2C");
+    let erase = command_document("ERASE", "EraseDevice", plist::Dictionary::new()).unwrap();
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{escaped}?nopush=1"), erase).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", text(&answer));
+    for path in [format!("/v1/push/{escaped}"), format!("/v1/enqueue/{escaped}")] {
+        let pushed = json(&call(&server, Method::PUT, &path, "").await);
+        assert_eq!(pushed["status"].as_object().unwrap().keys().collect::<Vec<_>>(), [&user.id()], "{path}");
+    }
+    assert!(victim.poll_until_idle(&mut connection).await.unwrap().commands.is_empty());
+    let session = user.poll_until_idle(&mut connection).await.unwrap();
+    assert_eq!(session.commands.iter().map(|command| command.uuid.as_str()).collect::<Vec<_>>(), ["ERASE"]);
+
+    // Several ids with literal commas between are several, whatever is encoded in them.
+    let both = format!("/v1/enqueue/{escaped},{}?nopush=1", victim.id().replace('-', "%2D"));
+    assert_eq!(call(&server, Method::PUT, &both, command("BOTH")).await.status, StatusCode::OK);
+    for device in [&mut victim, &mut user] {
+        assert_eq!(device.poll_until_idle(&mut connection).await.unwrap().commands.len(), 1);
+    }
+    // A client of NanoMDM that encodes the commas between ids is told what it says.
+    let unknown = call(&server, Method::PUT, &format!("/v1/enqueue/{}%2CNOPE?nopush=1", victim.id()), command("C")).await;
+    assert_eq!(unknown.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(text(&unknown).contains("a comma between ids stands in the path as it is"), "{}", text(&unknown));
+    assert_eq!(call(&server, Method::PUT, "/v1/enqueue/%FF?nopush=1", command("C")).await.status, StatusCode::BAD_REQUEST);
+}
+
+/// Go takes the first of two.
+#[tokio::test]
+async fn of_a_query_parameter_that_stands_twice_the_first_counts() {
+    let authority = Authority::new(32).unwrap();
+    let home = Home::new(&authority.root_pem());
+    let server = home.start();
+    let device = enrolled(&server, &authority, 1).await;
+    let answer = call(&server, Method::PUT, &format!("/v1/enqueue/{}?nopush=1&nopush=0", device.id()), command("C")).await;
+    assert_eq!((answer.status, &json(&answer)["no_push"]), (StatusCode::OK, &true.into()), "{}", text(&answer));
+    let shown = call(&server, Method::GET, "/v1/pushcert?topic=com.apple.mgmt.none&topic=other", "").await;
+    assert!(shown.status == StatusCode::NOT_FOUND && text(&shown).contains("com.apple.mgmt.none"), "{}", text(&shown));
 }
 
 /// Edge case 45.

@@ -183,6 +183,7 @@ async fn scenes_of_check_ins_and_reports() {
     let mut users_get = get();
     let user_id = format!("<key>UserID</key><string>{}</string></dict>", user.user_id);
     users_get.body = text_of(&users_get).replacen("</dict>", &user_id, 1).into();
+    is_empty("Idle of a user who never came", &report(&server, &proof, user.idle().unwrap()).await);
     is_empty("a user channel", &check_in(&server, &proof, user.token_update().unwrap()).await);
     is_xml("GetBootstrapToken of a user channel", &check_in(&server, &proof, users_get).await, "<key>BootstrapToken</key>");
     is_empty("SetBootstrapToken without a token", &check_in(&server, &proof, device.set_bootstrap_token(None).unwrap()).await);

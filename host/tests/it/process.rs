@@ -181,6 +181,17 @@ impl ServerProcess {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits for a line that holds all of these.
+    pub(crate) async fn logs(&self, parts: &[&str]) {
+        for _ in 0..1000 {
+            if self.log().iter().any(|line| parts.iter().all(|part| line.contains(part))) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        panic!("no line has {parts:?}: {:#?}", self.log());
+    }
+
     /// Asks it to end, and does not wait.
     pub(crate) fn terminate(&self) {
         let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).unwrap();

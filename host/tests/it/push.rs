@@ -1,5 +1,6 @@
 //! Pushes, as Apple's service sees them and as operators hear of them.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -74,17 +75,25 @@ async fn a_device_is_woken_by_a_push_with_everything_that_apple_wants() {
     server.stop().await;
 }
 
-/// NanoMDM defect 17. Two channels with one token lose one result there; here each id has its own.
+/// NanoMDM defect 17. Edge case 53. Two channels with one token lose one result there; here each id has its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_id_of_a_push_has_its_own_result() {
     let (authority, apns, home) = (Authority::new(92).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
     let server = server(&authority, &apns, home.path()).await;
     let (one, _) = enrolled(&server, &authority, 1, Behaviour::acknowledging()).await;
+    let mut same = Device::new(&authority, 3).unwrap();
+    same.token.clone_from(&one.token);
+    same.enroll(&mut Connection::to(&server.url()).unwrap()).await.unwrap();
     let (two, _) = enrolled(&server, &authority, 2, Behaviour::acknowledging()).await;
     apns.add_rule(Rule::for_token(&two.token, Effect::Answer(Answer::new(400, "BadDeviceToken"))));
-    let (status, answer) = push(&server, &format!("{},{},NOPE", one.id(), two.id())).await;
+    let (status, answer) = push(&server, &format!("{},{},{},NOPE", one.id(), same.id(), two.id())).await;
     assert_eq!(status, StatusCode::MULTI_STATUS, "{answer}");
-    assert!(answer["status"][one.id()]["push_result"].as_str().unwrap().len() >= 36);
+    let [first, second] = [&one, &same].map(|device| answer["status"][device.id()]["push_result"].as_str().unwrap());
+    assert!(first.len() >= 36 && second.len() >= 36 && first != second, "{answer}");
+    let of_one = format!("/3/device/{}", hex(&one.token));
+    let magics: BTreeSet<String> =
+        apns.received().into_iter().filter(|push| push.path == of_one).map(|push| String::from_utf8_lossy(&push.body).into_owned()).collect();
+    assert_eq!(magics, [&one, &same].map(|device| format!("{{\"mdm\":\"{}\"}}", device.push_magic)).into());
     assert!(answer["status"][two.id()]["push_error"].as_str().unwrap().contains("BadDeviceToken"));
     assert!(answer["status"]["NOPE"]["push_error"].as_str().unwrap().contains("not enrolled"));
     let failing = server.running.storage.failing_push(&TenantId::default(), &EnrollmentId::new(two.id())).await.unwrap().unwrap();

@@ -144,6 +144,26 @@ async fn a_receiver_that_fails_hears_again_and_the_order_of_a_device_holds() {
     assert_eq!(events[3]["acknowledge_event"]["status"], "Acknowledged");
 }
 
+/// A message whose storing failed was told all the same. NanoMDM defect 15.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_stored_is_not_told() {
+    let (url, receiver) = Receiver::start(&[]).await;
+    let authority = Authority::new(76).unwrap();
+    let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &url]);
+    let server = home.start();
+    let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+    let mut device = Device::new(&authority, 1).unwrap();
+    device.enroll(&mut connection).await.unwrap();
+    let topic = std::mem::replace(&mut device.topic, "com.apple.mgmt.of-somebody-else".to_owned());
+    let update = device.token_update().unwrap();
+    assert_eq!(device.send(&mut connection, update).await.unwrap().status, StatusCode::BAD_REQUEST);
+    device.topic = topic;
+    let report = device.report("Acknowledged", "unknown").unwrap();
+    device.send(&mut connection, report).await.unwrap();
+    // In order: what was told between would be here.
+    assert_eq!(topics(&receiver.events(3).await), ["mdm.Authenticate", "mdm.TokenUpdate", "mdm.Connect"]);
+}
+
 /// NanoMDM tells once, and what it has not told when it stops is lost.
 /// NanoMDM defect 15.
 #[tokio::test(flavor = "multi_thread")]

@@ -74,6 +74,29 @@ pub enum EnqueueOutcome {
     UnknownEnrollment,
     /// The UUID was used by this tenant with other bytes.
     UuidReused,
+    /// The same command again, but nothing of that UUID will be delivered to this enrollment.
+    NotAgain(NotAgain),
+}
+
+/// Why a command that is queued again does not go out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotAgain {
+    /// It was cancelled, by somebody or because the device began anew.
+    Cancelled,
+    /// Its time was over.
+    Expired,
+    /// The device has answered it, but in an enrollment before this one.
+    EarlierEnrollment,
+}
+
+impl fmt::Display for NotAgain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cancelled => "this command was cancelled",
+            Self::Expired => "this command expired",
+            Self::EarlierEnrollment => "this command was answered in an earlier enrollment of the device",
+        })
+    }
 }
 
 /// A command on its way to a device.
@@ -413,6 +436,8 @@ const SELECT_PARENT: &str = "SELECT parent_id FROM enrollments WHERE id = ? AND 
 // Whether a command was sent to its device as it is enrolled now, and not in an enrollment before.
 const IS_OF_THIS_ENROLLMENT: &str = "SELECT 1 FROM command_queue q JOIN enrollments e ON e.id = q.enrollment_id \
     LEFT JOIN enrollments p ON p.id = e.parent_id WHERE q.sequence = ? AND q.sent_at >= COALESCE(p.authenticated_at, e.authenticated_at)";
+const WAS_ANSWERED_IN_THIS_ENROLLMENT: &str = "SELECT 1 FROM command_queue q JOIN enrollments e ON e.id = q.enrollment_id \
+    LEFT JOIN enrollments p ON p.id = e.parent_id WHERE q.sequence = ? AND q.finished_at >= COALESCE(p.authenticated_at, e.authenticated_at, 0)";
 pub(crate) const FORGET_KEYS: &str = "UPDATE command_queue SET idempotency_key = NULL \
     WHERE idempotency_key IS NOT NULL AND enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
 
@@ -508,8 +533,11 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     match tx.one(SELECT_COMMAND, args![tenant.as_str(), command.uuid.as_str()]).await? {
         Some(row) if !tx.keyring.is_digest_of(&row.text(0)?, &command.raw)? => return Ok(EnqueueOutcome::UuidReused),
         Some(_) => {
-            if tx.one(SELECT_QUEUED, args![target.as_str(), command.uuid.as_str(), tenant.as_str()]).await?.is_some() {
-                return Ok(EnqueueOutcome::AlreadyQueued { uuid: command.uuid.clone() });
+            if let Some(row) = tx.one(SELECT_QUEUED, args![target.as_str(), command.uuid.as_str(), tenant.as_str()]).await? {
+                return Ok(match not_again(tx, &Row::of(&row)?).await? {
+                    Some(why) => EnqueueOutcome::NotAgain(why),
+                    None => EnqueueOutcome::AlreadyQueued { uuid: command.uuid.clone() },
+                });
             }
         }
         None => {
@@ -557,6 +585,17 @@ pub(crate) async fn queue(tx: &mut Tx, new: &Queueing<'_>) -> Result<EnqueueOutc
     };
     emit_command(tx, tenant, target, "command.queued", &about, None, cause, now).await?;
     Ok(EnqueueOutcome::Queued { uuid: command.uuid.clone() })
+}
+
+/// A caller who sends a command again because the answer was lost is told that all is well while the device has it, will have it, or has
+/// answered it. It is not well if the device never gets it.
+async fn not_again(tx: &mut Tx, row: &Row) -> Result<Option<NotAgain>, StorageError> {
+    Ok(match row.state.as_str() {
+        "cancelled" => Some(NotAgain::Cancelled),
+        "expired" => Some(NotAgain::Expired),
+        _ if row.is_open() || tx.one(WAS_ANSWERED_IN_THIS_ENROLLMENT, args![row.sequence]).await?.is_some() => None,
+        _ => Some(NotAgain::EarlierEnrollment),
+    })
 }
 
 async fn poll(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, offer: Offer, now: Timestamp) -> Result<Option<NextCommand>, StorageError> {

@@ -319,7 +319,7 @@ pub(crate) async fn apply(tx: &mut Tx, effects: &PluginEffects, cause: &Cause, c
         let queued = queue(tx, &Queueing { tenant, target, command, options, origin: &origin, cause, now }).await?;
         match queued {
             EnqueueOutcome::Queued { .. } | EnqueueOutcome::AlreadyQueued { .. } => {}
-            EnqueueOutcome::UnknownEnrollment | EnqueueOutcome::UuidReused => {
+            EnqueueOutcome::UnknownEnrollment | EnqueueOutcome::UuidReused | EnqueueOutcome::NotAgain(_) => {
                 return Err(StorageError::corrupt(format!("command {} passed its check and could not be queued", command.uuid)));
             }
         }

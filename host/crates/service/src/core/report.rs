@@ -14,11 +14,12 @@ impl Core {
         let id = report.enrollment.id.clone();
         let now = self.clock.now();
         let presence = self.in_flight.enter(&id);
-        self.storage.touch(&id, now);
-        // A user channel shares its device's certificate, so the binding says nothing of whether it ever came here.
+        // A user channel shares its device's certificate, so the binding says nothing of whether it ever came here. A Mac polls for users of
+        // whom nothing is known, and there is nothing for them; a report would be of a command that they never got.
         if !report.enrollment.kind.is_device_channel() && self.storage.enrollment(&id).await?.is_none() {
-            return Err(unknown(&id));
+            return if report.status == Status::Idle { Ok(Reply::Empty) } else { Err(unknown(&id)) };
         }
+        self.storage.touch(&id, now);
         let Some(command_uuid) = report.command_uuid.filter(|_| report.status != Status::Idle) else {
             let offer = Offer { reoffer_sent: presence.alone(), only_renewals: self.is_expired(&request) };
             return Ok(command(self.storage.poll(&request.tenant, &id, offer, now).await?));

@@ -1,7 +1,7 @@
 use crate::fixture::*;
 use bytes::Bytes;
 use wasmdm_protocol::report::Status;
-use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, Recorded};
+use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome, NotAgain, Recorded};
 
 /// Edge case 40.
 pub(crate) async fn commands_go_out_in_the_order_of_the_queue(database: &Database) {
@@ -312,6 +312,37 @@ pub(crate) async fn the_same_command_again_changes_nothing(database: &Database) 
     let finished = database.queue_with("A", "C1", "DeviceInformation", CommandOptions::default(), "api:test").await;
     assert_eq!(finished, EnqueueOutcome::AlreadyQueued { uuid: "C1".to_owned() });
     assert_eq!(database.poll("A").await, None);
+}
+
+/// What had been cancelled, had expired or was answered before the device enrolled anew was queued again with a success, and never went out.
+pub(crate) async fn the_same_command_again_is_no_success_if_it_will_not_go_out(database: &Database) {
+    database.enroll("A").await;
+    let again = async |uuid: &str| database.queue_with("A", uuid, "DeviceInformation", CommandOptions::default(), "api:test").await;
+    database.queue("A", "cancelled").await;
+    assert!(database.storage().cancel_command(&default(), &id("A"), "cancelled", at(15)).await.unwrap());
+    let expiring = CommandOptions { expires_at: Some(at(12)), ..CommandOptions::default() };
+    database.queue_with("A", "expired", "DeviceInformation", expiring, "api:test").await;
+    database.storage().expire_commands(at(15)).await.unwrap();
+    for uuid in ["answered", "deferred", "sent", "open"] {
+        database.queue("A", uuid).await;
+    }
+    assert_eq!(database.poll("A").await.as_deref(), Some("answered"));
+    database.report("A", "answered", Status::Error).await;
+    assert_eq!(database.report("A", "deferred", Status::NotNow).await.1.as_deref(), Some("sent"));
+    for uuid in ["answered", "deferred", "sent", "open"] {
+        assert_eq!(again(uuid).await, EnqueueOutcome::AlreadyQueued { uuid: uuid.to_owned() });
+    }
+    assert_eq!(again("cancelled").await, EnqueueOutcome::NotAgain(NotAgain::Cancelled));
+    assert_eq!(again("expired").await, EnqueueOutcome::NotAgain(NotAgain::Expired));
+
+    database.authenticate("A", 40).await;
+    database.token_update("A", 41).await;
+    assert_eq!(again("answered").await, EnqueueOutcome::NotAgain(NotAgain::EarlierEnrollment));
+    assert_eq!(again("open").await, EnqueueOutcome::NotAgain(NotAgain::Cancelled));
+    assert_eq!(database.poll("A").await, None);
+    // Another device has nothing to do with it.
+    database.enroll("B").await;
+    database.queue("B", "answered").await;
 }
 
 pub(crate) async fn the_same_uuid_with_other_bytes_is_refused(database: &Database) {

@@ -19,10 +19,29 @@ pub(crate) async fn only_the_first_token_update_enrolls(database: &Database) {
     let done = database.try_authenticate(authenticate("A", "A", 0)).await;
     assert_eq!(done, Authenticated::Stored { re_enrolling: false });
     assert_eq!(state(database, "A").await, Some(EnrollmentState::Enrolling));
-    for tally in 1..=3 {
-        assert_eq!(database.storage().token_update(token_update("A", 1)).await.unwrap(), TokenUpdated::Stored { tally });
+    let storage = database.storage();
+    assert_eq!(storage.token_update(token_update("A", 1)).await.unwrap(), TokenUpdated::Stored { tally: 1 });
+    storage.set_bootstrap_token(&default(), &id("A"), Some(Bytes::from_static(b"boot")), None, at(2)).await.unwrap();
+    database.queue("A", "C1").await;
+    database.queue("A", "C2").await;
+    assert_eq!(database.poll("A").await.as_deref(), Some("C1"));
+    for tally in 2..=3 {
+        let mut update = token_update("A", 30);
+        update.token = Bytes::from(format!("token {tally}"));
+        update.push_magic = format!("magic {tally}");
+        assert_eq!(storage.token_update(update).await.unwrap(), TokenUpdated::Stored { tally });
         assert_eq!(state(database, "A").await, Some(EnrollmentState::Enrolled));
+        let targets = storage.push_targets(&default(), &[id("A")]).await.unwrap();
+        let [target] = &targets[..] else { panic!("{targets:?}") };
+        // None of the three is left of the update before.
+        assert_eq!(
+            (target.topic.as_str(), target.push_magic.as_str(), &*target.token),
+            (TOPIC, &*format!("magic {tally}"), format!("token {tally}").as_bytes())
+        );
     }
+    assert_eq!(storage.bootstrap_token(&default(), &id("A")).await.unwrap().as_deref(), Some(&b"boot"[..]));
+    assert_eq!(database.state("A", "C1").await, "sent");
+    assert_eq!(database.report("A", "C1", Status::Acknowledged).await.1.as_deref(), Some("C2"));
     assert!(refused(&database.storage().token_update(token_update("unknown", 1)).await.unwrap()));
     assert_eq!(state(database, "unknown").await, None);
 }

@@ -154,6 +154,7 @@ cases! {
         idempotency_keys_of_an_earlier_enrollment_are_free_again,
         orphan_reports_are_bounded_by_their_bytes,
         the_same_command_again_changes_nothing,
+        the_same_command_again_is_no_success_if_it_will_not_go_out,
         the_same_uuid_with_other_bytes_is_refused,
         an_unknown_target_does_not_fail_the_others,
         an_idempotency_key_is_one_command_per_origin_and_enrollment,
