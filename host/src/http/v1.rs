@@ -29,7 +29,6 @@ use super::{App, problem};
 
 /// From more on a push goes on in the background: nobody waits for it.
 const AT_ONCE: usize = 1000;
-const UNKNOWN_WITH_COMMA: &str = "no enrollment of this id; a comma between ids stands in the path as it is, an encoded one belongs to an id";
 /// As the pusher says it.
 const NOT_ENROLLED: &str = "push data missing for id: it is not enrolled";
 /// A certificate and a key.
@@ -132,8 +131,7 @@ pub async fn enqueue(State(app): State<Arc<App>>, Extension(caller): Extension<C
                 result.status.entry(id.to_string()).or_default().command_error = Some(problem);
             }
             EnqueueOutcome::UnknownEnrollment | EnqueueOutcome::UuidReused => {
-                let problem = if id.as_str().contains(',') { UNKNOWN_WITH_COMMA } else { "no enrollment of this id" };
-                result.status.entry(id.to_string()).or_default().command_error = Some(problem.to_owned());
+                result.status.entry(id.to_string()).or_default().command_error = Some("no enrollment of this id".to_owned());
             }
         }
     }
@@ -221,17 +219,15 @@ pub async fn no_ids(request: Request) -> Response {
     json(StatusCode::BAD_REQUEST, &result)
 }
 
-/// The ids between commas behind `/v1/enqueue/` and `/v1/push/`, each once: the same id again would be the same command again.
-///
-/// They are told apart before they are decoded. A user's id is what a device says of it, and with a comma in it a command for that user
-/// would go to whoever is named behind the comma.
+/// The ids between commas behind `/v1/enqueue/` and `/v1/push/`, each once: the same id again would be the same command again. Commas may be
+/// encoded, as clients do that escape a whole path segment; no id has one in itself.
 fn targets(uri: &Uri) -> Result<Vec<EnrollmentId>, String> {
     let ids = uri.path().splitn(4, '/').nth(3).unwrap_or_default();
+    let ids = percent_decode_str(ids).decode_utf8().map_err(|_| "the path is no UTF-8".to_owned())?;
     let mut seen = BTreeSet::new();
     let mut targets = Vec::new();
     for id in ids.split(',').filter(|id| !id.is_empty()) {
-        let id = percent_decode_str(id).decode_utf8().map_err(|_| "an id in the path is no UTF-8".to_owned())?;
-        if seen.insert(id.clone()) {
+        if seen.insert(id) {
             targets.push(EnrollmentId::new(id));
         }
         if targets.len() > IDS {

@@ -244,6 +244,9 @@ fn part<'a>(key: &'static str, text: &'a str) -> Result<&'a str, IdentifierError
         "is longer than 255 bytes"
     } else if text.chars().any(char::is_control) {
         "has a control character"
+    } else if text.contains(',') {
+        // The API separates ids by commas: a user of such a name would be somebody else's device.
+        "has a comma"
     } else {
         return Ok(text);
     };
