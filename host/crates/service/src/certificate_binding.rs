@@ -194,7 +194,8 @@ fn claimed(message: &Message) -> EnrollmentId {
     }
 }
 
-fn refused(request: &DeviceRequest, device: &EnrollmentId, reason: &str) -> Refusal {
+/// A certificate that does not speak for the enrollment: 400, a line of the log and a count.
+pub(crate) fn refused(request: &DeviceRequest, device: &EnrollmentId, reason: &str) -> Refusal {
     metrics::counter!("wasmdm_binding_refusals_total").increment(1);
     warn!(
         request.id = request.id,

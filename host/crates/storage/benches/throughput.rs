@@ -141,6 +141,7 @@ fn authenticate(device: usize, certificate: Certificate) -> Authenticate {
         document,
         certificate,
         may_change_certificate: true,
+        may_renew: true,
         may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),

@@ -41,6 +41,8 @@ pub struct Authenticate {
     pub certificate: Certificate,
     /// Whether a device that is known may come back with a certificate that it is not known by, outside of a renewal.
     pub may_change_certificate: bool,
+    /// Whether it may be the renewal that a command asked for; that one did is looked at when it is stored.
+    pub may_renew: bool,
     /// Store it although the certificate is bound to another enrollment, and leave that binding as it is: bindings are only watched.
     pub may_share_certificate: bool,
     /// Of the URL that the device called.
@@ -469,7 +471,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
 /// Whether the Authenticate is the renewal that a command asked for, and nothing else that happened within its day. A device that is being
 /// wiped comes back as a new one.
 async fn is_renewal(tx: &mut Tx, known: &Row, message: &Authenticate) -> Result<bool, StorageError> {
-    let is_open = known.opt_time(11)?.is_some_and(|until| until > message.now);
+    let is_open = message.may_renew && known.opt_time(11)?.is_some_and(|until| until > message.now);
     if !is_open || state(&known.text(2)?)? != EnrollmentState::Enrolled || known.text(3)? != message.topic {
         return Ok(false);
     }

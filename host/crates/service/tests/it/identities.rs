@@ -169,6 +169,35 @@ async fn a_renewal_that_a_command_asked_for_keeps_the_queue() {
     assert_eq!(stage.storage.pending_commands(&TenantId::default(), &EnrollmentId::new(device.id())).await.unwrap().len(), 2);
 }
 
+/// A thief with a certificate of the same authority that names another device sent the Authenticate of a device whose renewal was awaited, and got
+/// its tokens and its queue. Edge case 19.
+#[tokio::test]
+async fn a_certificate_that_names_another_device_renews_nothing_and_gets_nothing() {
+    for named_by in ["id", "id in small letters", "serial number"] {
+        let stage = Stage::new().await;
+        let (device, other) = (stage.device(1), stage.device(2));
+        stage.enroll(&device).await;
+        stage.enroll(&other).await;
+        let (tenant, id) = (TenantId::default(), EnrollmentId::new(device.id()));
+        stage.send(&device, device.set_bootstrap_token(Some(b"escrowed")).unwrap()).await.unwrap();
+        queue(&stage, &device, "RENEW", true).await;
+        queue(&stage, &device, "C1", false).await;
+        assert_eq!(fetches(&stage, &device).await.as_deref(), Some("RENEW"));
+        let name = match named_by {
+            "id" => other.id(),
+            "id in small letters" => other.id().to_lowercase(),
+            _ => other.serial_number.clone(),
+        };
+        let thief = renewed(&stage, 1, &name);
+        for message in thief.enrollment_messages().unwrap() {
+            assert_eq!(stage.send(&thief, message).await, Ok(Reply::Empty), "the default lets it enroll, as in NanoMDM");
+        }
+        assert!(!stage.policy.asked.lock().last().unwrap().renewing, "{named_by}");
+        assert_eq!(stage.storage.bootstrap_token(&tenant, &id).await.unwrap(), None, "{named_by}");
+        assert_eq!(fetches(&stage, &thief).await, None, "{named_by}");
+    }
+}
+
 /// Edge case 22. Devices go on with an expired identity; those that the operator lets in get what renews it, and can do nothing else.
 #[tokio::test]
 async fn an_expired_identity_gets_a_renewal_and_nothing_else() {
@@ -226,6 +255,7 @@ async fn a_device_without_a_certificate_takes_one_only_where_that_is_wanted() {
             document: Value::Dictionary(Dictionary::new()),
             certificate: wasmdm_protocol::certificate::Certificate::from_der(one.identity.certificate.clone()).unwrap(),
             may_change_certificate: true,
+            may_renew: false,
             may_share_certificate: true,
             url_params: std::collections::BTreeMap::new(),
             tags: Vec::new(),

@@ -271,6 +271,7 @@ pub(crate) fn authenticate(device: &str, certificate_name: &str, millis: i64) ->
         document,
         certificate: certificate(certificate_name),
         may_change_certificate: true,
+        may_renew: true,
         may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),

@@ -100,6 +100,7 @@ cases! {
         a_dead_token_is_left_alone_until_the_device_tells_another;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
+        what_may_be_no_renewal_is_none_within_the_day_either,
         any_other_authenticate_begins_anew,
         a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one,
         a_renewal_that_waits_for_its_configuration_was_a_wipe,

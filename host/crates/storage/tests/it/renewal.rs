@@ -62,6 +62,17 @@ pub(crate) async fn an_authenticate_that_a_command_asked_for_is_a_renewal_and_ke
     assert_eq!(database.state("A", "WAITS").await, "cancelled");
 }
 
+/// Edge case 19. With the default of `--re-enroll` a certificate that names another device was let through as a renewal, and got the tokens and
+/// the queue of a device that was not its own: whoever calls says whether it may be one.
+pub(crate) async fn what_may_be_no_renewal_is_none_within_the_day_either(database: &Database) {
+    renewing(database).await;
+    let mut message = authenticate("A", "A2", 30);
+    message.may_renew = false;
+    assert_eq!(database.try_authenticate(message).await, Authenticated::Stored { re_enrolling: true });
+    assert!(!kept_everything(database).await);
+    assert_eq!(database.storage().bootstrap_token(&default(), &id("A")).await.unwrap(), None);
+}
+
 /// Edge case 19. Nobody asked for it, or not within a day, or the device did not do it.
 pub(crate) async fn any_other_authenticate_begins_anew(database: &Database) {
     renewing(database).await;
