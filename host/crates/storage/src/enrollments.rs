@@ -9,7 +9,7 @@ use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
 use crate::memory::Change;
-use crate::sql::{Columns, Row, args, together};
+use crate::sql::{Args, Columns, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use wasmdm_protocol::certificate::Certificate;
-use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, TenantId};
+use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::time::Timestamp;
 
 /// An Authenticate that may be stored: verified and allowed.
@@ -51,7 +51,8 @@ pub struct Authenticate {
     pub tags: Vec<String>,
     /// The plugin that quarantines it.
     pub quarantined_by: Option<String>,
-    /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment and in the event `enrollment.enrolling`.
+    /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment (without the reasons) and in the event
+    /// `enrollment.enrolling`.
     pub decisions: Value,
     /// What the policies wrote.
     pub effects: Vec<DecisionEffects>,
@@ -207,7 +208,7 @@ impl Storage {
         self.token(tenant, id, BOOTSTRAP_TOKEN).await
     }
 
-    /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict, reason?}`.
+    /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict}`.
     pub async fn decisions(&self, id: &EnrollmentId) -> Result<Option<Value>, StorageError> {
         self.read_one(SELECT_DECISIONS, args![id.as_str()]).await?.map(|row| row.json(0)).transpose()
     }
@@ -343,12 +344,14 @@ pub(crate) const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WH
 pub(crate) const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, name) DO UPDATE SET token = excluded.token, stored_at = excluded.stored_at";
 pub(crate) const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
-pub(crate) const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
+const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
 pub(crate) const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
 const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, checked_out_at = ?, updated_at = ? WHERE id = ?";
-pub(crate) const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
+const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
+const SELECT_FAILING: &str =
+    "SELECT enrollment_id FROM push_failures WHERE enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
 const INSERT_TAG: &str =
     "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
@@ -402,32 +405,24 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     };
 
     let facts = json(&message.facts)?;
-    tx.run(
-        &STORE_AUTHENTICATE,
-        args![
-            id.as_str(),
-            tenant.as_str(),
-            enrollment.kind.as_str(),
-            message.topic.as_str(),
-            i64::from(re_enrolling),
-            message.quarantined_by.as_deref(),
-            message.facts.serial_number.as_deref(),
-            message.facts.model.as_deref(),
-            facts,
-            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
-            message.decisions.to_string(),
-            now.as_millis(),
-            now.as_millis(),
-            now.as_millis(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "Authenticate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let begun = args![
+        id.as_str(),
+        tenant.as_str(),
+        enrollment.kind.as_str(),
+        message.topic.as_str(),
+        i64::from(re_enrolling),
+        message.quarantined_by.as_deref(),
+        message.facts.serial_number.as_deref(),
+        message.facts.model.as_deref(),
+        facts,
+        tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
+        without_reasons(&message.decisions),
+        now.as_millis(),
+        now.as_millis(),
+        now.as_millis(),
+    ];
+    let begun = and_message(tx, begun, tenant, id, "Authenticate", &message.raw, *now)?;
+    tx.run(&STORE_AUTHENTICATE, begun).await?;
     if is_known {
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
         forget_secrets_and_users(tx, id, *now).await?;
@@ -483,26 +478,18 @@ async fn renew(tx: &mut Tx, message: &Authenticate, known: &Row, is_bound: bool,
     let Authenticate { tenant, enrollment, now, .. } = message;
     let id = &enrollment.id;
     let facts = merged(&known.text(7)?, &message.facts)?;
-    tx.run(
-        &STORE_RENEWAL,
-        args![
-            json(&facts)?,
-            facts.serial_number.as_deref(),
-            facts.model.as_deref(),
-            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
-            message.decisions.to_string(),
-            message.quarantined_by.as_deref(),
-            now.as_millis(),
-            id.as_str(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "Authenticate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let renewing = args![
+        json(&facts)?,
+        facts.serial_number.as_deref(),
+        facts.model.as_deref(),
+        tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
+        without_reasons(&message.decisions),
+        message.quarantined_by.as_deref(),
+        now.as_millis(),
+        id.as_str(),
+    ];
+    let renewing = and_message(tx, renewing, tenant, id, "Authenticate", &message.raw, *now)?;
+    tx.run(&STORE_RENEWAL, renewing).await?;
     let document = || redacted(&message.document);
     // The same certificate again: the answer to its Authenticate was lost, or the profile brought none.
     if !is_bound {
@@ -529,10 +516,27 @@ async fn renew(tx: &mut Tx, message: &Authenticate, known: &Row, is_bound: bool,
 }
 
 /// What a device that begins anew does not have any more.
-async fn forget_secrets_and_users(tx: &mut Tx, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
+pub(crate) async fn forget_secrets_and_users(tx: &mut Tx, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
     tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    forget_failing_pushes(tx, id).await
+}
+
+/// Nobody pushes to a channel that has left, nor to its users: that it could not be woken is of no interest any more.
+async fn forget_failing_pushes(tx: &mut Tx, id: &EnrollmentId) -> Result<(), StorageError> {
+    for row in tx.all(SELECT_FAILING, args![id.as_str(), id.as_str()]).await? {
+        push_failures::forget(tx, &EnrollmentId::new(row.text(0)?)).await?;
+    }
     Ok(())
+}
+
+/// What stands beside the enrollment in plain: a policy's words may say anything, and are kept where they are sealed.
+fn without_reasons(decisions: &Value) -> String {
+    let mut decisions = decisions.clone();
+    for decision in decisions.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        decision.remove("reason");
+    }
+    decisions.to_string()
 }
 
 /// For so long after a command that renews the identity went out, an Authenticate of its device is the renewal.
@@ -616,31 +620,23 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     let rotated = tally > 1
         && (tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).open_opt(row.opt_blob(8)?)?.as_deref() != Some(message.push_magic.as_bytes())
             || tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).open_opt(row.opt_blob(9)?)?.as_deref() != Some(&*message.token));
-    tx.run(
-        &STORE_TOKEN_UPDATE,
-        args![
-            message.topic.as_str(),
-            i64::from(tally),
-            awaiting,
-            json(&facts)?,
-            facts.serial_number.as_deref(),
-            facts.model.as_deref(),
-            tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).seal(message.push_magic.as_bytes())?,
-            tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).seal(&message.token)?,
-            (tally == 1).then(|| now.as_millis()),
-            now.as_millis(),
-            id.as_str(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "TokenUpdate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"TokenUpdate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let enrolled = args![
+        message.topic.as_str(),
+        i64::from(tally),
+        awaiting,
+        json(&facts)?,
+        facts.serial_number.as_deref(),
+        facts.model.as_deref(),
+        tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).seal(message.push_magic.as_bytes())?,
+        tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).seal(&message.token)?,
+        (tally == 1).then(|| now.as_millis()),
+        now.as_millis(),
+        id.as_str(),
+    ];
+    let enrolled = and_message(tx, enrolled, tenant, id, "TokenUpdate", &message.raw, *now)?;
+    tx.run(&STORE_TOKEN_UPDATE, enrolled).await?;
     push_failures::forget(tx, id).await?;
-    if let Some(token) = &message.unlock_token {
+    if let Some(token) = message.unlock_token.as_ref().filter(|_| may_have_unlock_token(enrollment.kind)) {
         upsert_token(tx, tenant, id, UNLOCK_TOKEN, token, *now).await?;
     }
     tx.after_commit(Change::Seen(id.clone(), *now));
@@ -681,6 +677,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     tx.run(DISABLE, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     wakes::device_begins_anew(tx, id, now).await?;
+    forget_failing_pushes(tx, id).await?;
     store_message(tx, tenant, id, "CheckOut", raw, now).await?;
     tx.after_commit(Change::Seen(id.clone(), now));
     let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));
@@ -788,9 +785,32 @@ pub(crate) async fn store_message(
     raw: &[u8],
     now: Timestamp,
 ) -> Result<(), StorageError> {
-    let raw = tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &message_type]).seal(raw)?;
-    tx.run(UPSERT_MESSAGE, args![tenant.as_str(), id.as_str(), message_type, raw, now.as_millis()]).await?;
+    let message = and_message(tx, args![], tenant, id, message_type, raw, now)?;
+    tx.run(UPSERT_MESSAGE, message).await?;
     Ok(())
+}
+
+/// The arguments of [`UPSERT_MESSAGE`], behind those of the statement that goes before it.
+fn and_message(
+    tx: &Tx,
+    mut before: Args,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    message_type: &str,
+    raw: &[u8],
+    now: Timestamp,
+) -> Result<Args, StorageError> {
+    before.add(tenant.as_str());
+    before.add(id.as_str());
+    before.add(message_type);
+    before.add(tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &message_type]).seal(raw)?);
+    before.add(now.as_millis());
+    Ok(before)
+}
+
+/// Apple forbids unlock tokens on Shared iPad and in User Enrollment, and what is a user's is never the device's (edge case 16).
+pub(crate) fn may_have_unlock_token(kind: EnrollmentKind) -> bool {
+    kind == EnrollmentKind::Device
 }
 
 pub(crate) async fn upsert_token(

@@ -6,8 +6,8 @@
 use crate::audit::{self, AuditRow};
 use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::enrollments::{
-    BOOTSTRAP_TOKEN, COUNT_USERS, DELETE_TOKEN, DELETE_TOKEN_UPDATE, DELETE_TOKENS, DISABLE_USERS, INSERT_USER, SELECT_TOKEN, UNLOCK_TOKEN, USERS,
-    merged, store_message, upsert_token,
+    BOOTSTRAP_TOKEN, COUNT_USERS, DELETE_TOKEN, DELETE_TOKEN_UPDATE, INSERT_USER, SELECT_TOKEN, UNLOCK_TOKEN, USERS, forget_secrets_and_users,
+    may_have_unlock_token, merged, store_message, upsert_token,
 };
 use crate::events::{Cause, EnrollmentState, state};
 use crate::keyring::Keyring;
@@ -141,8 +141,7 @@ async fn begin(tx: &mut Tx, message: &CheckInMessage, authenticate: &Authenticat
         }
         // It enrolled anew with the other server since it was brought the first time.
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
-        tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
-        tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+        forget_secrets_and_users(tx, id, now).await?;
         clear_queue(tx, &tenant, id, &Cause::default(), now).await?;
         forget_idempotency_keys(tx, id).await?;
     }
@@ -236,7 +235,7 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
     )
     .await?;
     store_message(tx, &tenant, id, "TokenUpdate", &message.raw, now).await?;
-    if let Some(token) = &update.unlock_token {
+    if let Some(token) = update.unlock_token.as_ref().filter(|_| may_have_unlock_token(message.enrollment.kind)) {
         upsert_token(tx, &tenant, id, UNLOCK_TOKEN, token, now).await?;
     }
     Ok((Migrated::Stored, tenant))
