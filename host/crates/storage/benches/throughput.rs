@@ -158,6 +158,7 @@ fn token_update(device: usize) -> TokenUpdate {
     TokenUpdate {
         tenant: TenantId::default(),
         enrollment: enrollment(device),
+        identity: [0; 32],
         facts: DeviceFacts::default(),
         topic: "com.apple.mgmt.x".to_owned(),
         push_magic: "magic".to_owned(),

@@ -4,7 +4,7 @@
 //! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
 
 use crate::device_messages::{heard, heard_orphan};
-use crate::enrollments::{configuration_released, is_known, renewal_begins, renewal_ends, renewal_fails};
+use crate::enrollments::{configuration_released, erase_begins, erase_fails, is_known, renewal_begins, renewal_ends, renewal_fails};
 use crate::events::{Cause, Happened, emit, redacted, wanted};
 use crate::keyring::Keyring;
 use crate::memory::Change;
@@ -629,10 +629,16 @@ async fn send(tx: &mut Tx, row: Row, body: Bytes, now: Timestamp) -> Result<Next
     if row.renews_identity {
         renewal_begins(tx, &row.enrollment, &row.uuid, now).await?;
     }
+    if row.request_type == ERASE {
+        erase_begins(tx, &row.enrollment, &row.uuid).await?;
+    }
     emit_row(tx, &row, "command.sent", "sent", None, &Cause::default(), now).await?;
     let deliveries = u32::try_from(row.deliveries + 1).unwrap_or(u32::MAX);
     Ok(NextCommand { uuid: row.uuid, request_type: row.request_type, body, deliveries })
 }
+
+/// Wipes the device.
+const ERASE: &str = "EraseDevice";
 
 /// The status that a malformed report is kept under.
 const MALFORMED: &str = "Malformed";
@@ -662,6 +668,10 @@ async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<(Recorded, Enroll
 
 async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<Recorded, StorageError> {
     let now = input.now;
+    // Also of one that was given up here.
+    if row.request_type == ERASE && matches!(input.status, Some(Status::Error | Status::CommandFormatError)) {
+        erase_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
     if !row.is_open() {
         if is_repeated(tx, input, row, status).await? {
             return Ok(Recorded::Repeated);
@@ -716,7 +726,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
 async fn acknowledged(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<(), StorageError> {
     match row.request_type.as_str() {
         // After the wipe the same device comes back as a new one: it must not find the old one's commands.
-        "EraseDevice" => {
+        ERASE => {
             let channel = tx.one(SELECT_PARENT, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
             let parent = channel.map(|channel| channel.opt_text(0)).transpose()?.flatten();
             let device = parent.map_or_else(|| row.enrollment.clone(), EnrollmentId::new);

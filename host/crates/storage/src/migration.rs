@@ -79,7 +79,7 @@ const BEGIN: &str = "INSERT INTO enrollments \
     ON CONFLICT (id) DO UPDATE SET topic = excluded.topic, state = 'enrolling', generation = enrollments.generation + 1, tally = 0, \
      re_enrolling = 0, awaiting_configuration = NULL, serial_number = excluded.serial_number, model = excluded.model, \
      facts = excluded.facts, url_params = excluded.url_params, decisions = excluded.decisions, push_magic = NULL, push_token = NULL, \
-     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, authenticated_at = excluded.authenticated_at, enrolled_at = NULL, \
+     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, erase_command_uuid = NULL, authenticated_at = excluded.authenticated_at, enrolled_at = NULL, \
      checked_out_at = NULL, updated_at = excluded.updated_at";
 // Whether the device waits for its configuration is not taken over: that was said once, and is usually long over.
 const ENROLL: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, facts = ?, serial_number = ?, model = ?, push_magic = ?, \

@@ -42,7 +42,7 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.replaced);
+            let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.is_replaced());
             candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(its_own));
             candidate.renewing = match &known {
                 Some(known) => known.awaits_renewal(&authenticate.topic, self.clock.now()) && !self.names_another(&request, known).await?,

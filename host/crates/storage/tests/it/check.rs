@@ -60,6 +60,7 @@ const BREAKS: &[(&str, &str)] = &[
     ("binding-enrollment", "UPDATE certificate_bindings SET enrollment_id = 'ghost'"),
     ("binding-single", "UPDATE certificate_bindings SET replaced = 1"),
     ("binding-single", "DELETE FROM certificate_bindings"),
+    ("binding-renewal", "UPDATE certificate_bindings SET pending = 1, replaced = 1"),
     ("quarantine-tag", "DELETE FROM enrollment_tags"),
     ("topic-tenant", "UPDATE push_topics SET tenant_id = 'nobody'"),
     ("queue-command", "DELETE FROM commands WHERE uuid = 'C2'"),

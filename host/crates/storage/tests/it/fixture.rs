@@ -294,6 +294,7 @@ pub(crate) fn token_update(device: &str, millis: i64) -> TokenUpdate {
     TokenUpdate {
         tenant: default(),
         enrollment: Enrollment { id: id(device), parent: None, kind: EnrollmentKind::Device },
+        identity: certificate(device).identity,
         facts: DeviceFacts::default(),
         topic: TOPIC.to_owned(),
         push_magic: "secret-magic".to_owned(),

@@ -103,6 +103,9 @@ cases! {
         a_dead_token_is_left_alone_until_the_device_tells_another;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
+        until_the_token_update_behind_it_a_renewal_ends_no_certificate,
+        a_device_that_falls_back_from_a_renewal_has_its_certificate_and_may_try_again,
+        whatever_happens_within_a_renewal_one_certificate_stays,
         what_may_be_no_renewal_is_none_within_the_day_either,
         any_other_authenticate_begins_anew,
         a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one,
