@@ -272,6 +272,7 @@ pub const INVARIANTS: &[Invariant] = &[
     known_format!("enrollments", "push_token", "id"),
     known_format!("enrollment_messages", "raw", "enrollment_id, message_type"),
     known_format!("enrollment_tokens", "token", "enrollment_id, name"),
+    known_format!("user_verdicts", "auth_token", "device_id, enrollment_id"),
     known_format!("certificate_bindings", "certificate", "sha256"),
     known_format!("commands", "body", "uuid"),
     known_format!("command_results", "report", "enrollment_id, command_uuid"),

@@ -274,6 +274,12 @@ impl Storage {
         row.map(|row| status(self.keyring(), tenant, id, &row)).transpose()
     }
 
+    /// Whose command a report is about that does not say it, as [`Self::report`] would find it: the device's, or that of one of its users.
+    pub async fn channel_of_sent_command(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<EnrollmentId>, StorageError> {
+        let row = self.read_one(SELECT_SENT_TO, args![tenant.as_str(), uuid, id.as_str(), id.as_str(), id.as_str()]).await?;
+        row.map(|row| Ok(EnrollmentId::new(row.text(2)?))).transpose()
+    }
+
     /// `false`: finished or unknown.
     pub async fn cancel_command(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str, now: Timestamp) -> Result<bool, StorageError> {
         let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.to_owned());

@@ -39,7 +39,7 @@ async fn audit(stage: &Stage) -> Vec<String> {
     stage.storage.audit(&TenantId::default(), 100).await.unwrap().into_iter().map(|row| row.action).collect()
 }
 
-async fn queue(stage: &Stage, device: &Device, uuid: &str, renews_identity: bool) {
+pub(crate) async fn queue(stage: &Stage, device: &Device, uuid: &str, renews_identity: bool) {
     let mut command = Dictionary::new();
     command.insert("RequestType".to_owned(), Value::from("InstallProfile"));
     let mut document = Dictionary::new();

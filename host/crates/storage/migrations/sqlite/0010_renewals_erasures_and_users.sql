@@ -13,6 +13,21 @@ UPDATE enrollments SET erase_command_uuid = sent.command_uuid FROM (
     GROUP BY COALESCE(e.parent_id, e.id)) sent
 WHERE enrollments.id = sent.device_id;
 
+-- What the plugin with the hook user-authentication last said of a user, who may have no channel yet.
+CREATE TABLE user_verdicts (
+    device_id      TEXT NOT NULL,
+    enrollment_id  TEXT NOT NULL,
+    tenant_id      TEXT NOT NULL,
+    -- The verdict's name in the contract, or failure.
+    verdict        TEXT NOT NULL,
+    is_managed     SMALLINT NOT NULL,
+    -- SHA-256 of the AuthToken that the Mac was given.
+    auth_token     BLOB,
+    decided_at     BIGINT NOT NULL,
+    PRIMARY KEY (device_id, enrollment_id),
+    FOREIGN KEY (tenant_id, device_id) REFERENCES enrollments (tenant_id, id)
+);
+
 -- Apple forbids unlock tokens on Shared iPad and in User Enrollment, and a user has none.
 DELETE FROM enrollment_tokens WHERE name = 'unlock-token' AND enrollment_id IN (SELECT id FROM enrollments WHERE kind <> 'device');
 

@@ -28,6 +28,8 @@ mod push_failures;
 mod renewal;
 mod sealing;
 mod timers;
+mod upgrades;
+mod user_verdicts;
 mod wakes;
 
 /// Makes tests of each case, on SQLite.
@@ -114,6 +116,10 @@ cases! {
         a_certificate_is_shared_only_where_bindings_are_watched,
         an_expired_identity_is_offered_renewals_only,
         the_window_of_a_renewal_survives_a_restart;
+    user_verdicts:
+        what_was_last_said_of_a_user_stands_until_something_else_is_said,
+        a_token_that_was_given_is_compared_where_one_is_brought,
+        users_that_a_device_makes_up_do_not_push_a_verdict_out;
     wakes:
         a_session_that_leaves_deferred_commands_schedules_a_push,
         a_device_that_comes_by_itself_is_waited_for,
