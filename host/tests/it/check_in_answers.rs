@@ -76,6 +76,8 @@ async fn a_plugin_makes_tokens_logs_users_in_and_returns_devices_to_service() {
 
     let mut user = user_of(&authority, &device);
     assert_eq!(user.log_in(&mut connection, |_| "wrong".to_owned()).await.unwrap(), "");
+    let update = user.token_update().unwrap();
+    assert_eq!(user.send(&mut connection, update).await.unwrap().status, StatusCode::BAD_REQUEST, "who failed has no channel");
     let token = user.log_in(&mut connection, |challenge| format!("digest of {challenge}")).await.unwrap();
     assert_eq!(token, format!("token of {}", user.id()));
     // Only now there is a channel.

@@ -28,17 +28,26 @@ async fn a_fleets_identities_are_renewed_without_losing_anything() {
     device.escrow_bootstrap_token(&mut connection).await.unwrap();
     enqueue_with(&server.url(), &device.id(), "RENEW", "InstallProfile", "nopush=1&renews_identity=1").await;
     enqueue(&server, &device.id(), "WAITS", "ProfileList").await;
-    // It fetches and acknowledges the profile, and has not fetched the next command when it installs it.
     let idle = device.idle().unwrap();
-    device.insist(&mut connection, idle).await.unwrap();
-    device.replace_identity(authority.issue_as(&next(1, "a subject that all share")).unwrap());
+    device.insist(&mut connection, idle.clone()).await.unwrap();
+    let (old, new) = (device.identity.clone(), authority.issue_as(&next(1, "a subject that all share")).unwrap());
+    device.replace_identity(new.clone());
     let mut enrolling = device.enrollment_messages().unwrap();
     let token_update = enrolling.remove(1);
     device.insist(&mut connection, enrolling.remove(0)).await.unwrap();
+    // The report of the profile is still signed as before, and its answer is lost.
+    device.replace_identity(old.clone());
+    let report = device.report("Acknowledged", "RENEW").unwrap();
+    assert!(String::from_utf8_lossy(&device.insist(&mut connection, report).await.unwrap()).contains("WAITS"));
+    home.check(&[]);
+    device.replace_identity(new.clone());
     device.insist(&mut connection, token_update).await.unwrap();
+    device.replace_identity(old);
+    assert_eq!(device.send(&mut connection, idle).await.unwrap().status, StatusCode::BAD_REQUEST);
+    device.replace_identity(new);
     let session = device.poll_until_idle(&mut connection).await.unwrap();
     let uuids: Vec<&str> = session.commands.iter().map(|command| command.uuid.as_str()).collect();
-    assert_eq!(uuids, ["RENEW", "WAITS"]);
+    assert_eq!(uuids, ["WAITS"]);
     let get = device.get_bootstrap_token().unwrap();
     assert!(!device.insist(&mut connection, get).await.unwrap().is_empty(), "the bootstrap token is still there");
     home.check(&[]);

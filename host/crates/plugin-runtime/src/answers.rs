@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_service::asker::Asker;
 use wasmdm_service::clock::Clock;
 use wasmdm_service::owned_answer::OwnedAnswer;
@@ -200,5 +201,9 @@ impl UserAuthentication for PluginAnswers {
             let answer = self.ask(&login.asker, &Owned::UserAuthentication, |within| Request::Authenticate { login, within }).await?;
             Ok(given(answer, |answer| if let Answer::User(verdict) = answer { Some(verdict) } else { None }))
         })
+    }
+
+    fn is_there(&self, tenant: &TenantId) -> bool {
+        self.registry.snapshot().owner(tenant, &Owned::UserAuthentication).is_some()
     }
 }

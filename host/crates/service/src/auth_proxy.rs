@@ -3,6 +3,7 @@
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::Storage;
+use wasmdm_storage::certificate_bindings::Standing;
 use wasmdm_storage::events::{EnrollmentRecord, EnrollmentState};
 
 use crate::reply::Refusal;
@@ -19,12 +20,15 @@ pub async fn enrollment_of(storage: &Storage, certificate: &Certificate, now: Ti
         return Err(Refusal::bad_request("its certificate is bound to no enrollment"));
     };
     let id = &binding.enrollment;
-    if binding.replaced {
+    if binding.is_replaced() {
         return Err(Refusal::bad_request(format!("enrollment {id}: its certificate was replaced by a later Authenticate")));
     }
     let Some(record) = storage.enrollment(id).await?.filter(|record| record.tenant == binding.tenant) else {
         return Err(Refusal::bad_request(format!("enrollment {id}: it is unknown here")));
     };
+    if binding.standing == Standing::Outgoing && record.is_in_renewal(now) {
+        return Err(Refusal::bad_request(format!("enrollment {id}: its identity is being renewed, and files are for the new one")));
+    }
     if record.state != EnrollmentState::Enrolled || record.quarantined_by.is_some() {
         return Err(Refusal::NotFound { reason: format!("enrollment {id}: it is not enrolled, or in quarantine") });
     }

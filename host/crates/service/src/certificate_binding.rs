@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use wasmdm_protocol::checkin::CheckIn;
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId};
 use wasmdm_storage::Storage;
-use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, CertificateOwner, Reason};
+use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, CertificateOwner, Reason, Standing};
 use wasmdm_storage::events::EnrollmentRecord;
 
 use crate::Service;
@@ -80,8 +80,12 @@ impl<S: Service> CertificateBinding<S> {
                 }
             },
         };
-        if binding.replaced {
-            self.mismatch(request, &binding.enrollment, "its certificate was replaced by a later one")?;
+        match binding.standing {
+            Standing::Replaced => self.mismatch(request, &binding.enrollment, "its certificate was replaced by a later one")?,
+            Standing::Outgoing if !is_for_outgoing(message) && self.is_renewing(&binding.enrollment).await? => {
+                self.mismatch(request, &binding.enrollment, "its identity is being renewed, and it may not say this with the one before")?;
+            }
+            Standing::Own | Standing::Outgoing | Standing::Incoming => {}
         }
         match message {
             Message::Malformed(report) => {
@@ -108,6 +112,11 @@ impl<S: Service> CertificateBinding<S> {
         }
         request.tenant = binding.tenant;
         Ok(())
+    }
+
+    /// Whether the time of the renewal goes on. A device that came to nothing with it and has kept its certificate is as before when it is over.
+    async fn is_renewing(&self, device: &EnrollmentId) -> Result<bool, Refusal> {
+        Ok(self.storage.enrollment(device).await?.is_some_and(|record| record.is_in_renewal(self.clock.now())))
     }
 
     /// A certificate that nobody is known by becomes the enrollment's, if it may.
@@ -177,6 +186,15 @@ pub(crate) fn names(certificate: &wasmdm_protocol::certificate::Certificate, rec
     certificate.names_one_of([record.id.as_str()].into_iter().chain(serial_number))
 }
 
+/// What a device may say with the certificate that a renewal is about to end: what its session goes on with, and what tells that it stays with
+/// that certificate, or leaves. Tokens are for the new one.
+fn is_for_outgoing(message: &Message) -> bool {
+    match message {
+        Message::Report(_) | Message::Malformed(_) => true,
+        Message::CheckIn(check_in) => matches!(check_in.check_in, CheckIn::TokenUpdate(_) | CheckIn::CheckOut),
+    }
+}
+
 impl<S: Service> Service for CertificateBinding<S> {
     fn handle(&self, mut request: DeviceRequest, mut message: Message) -> BoxFuture<'_, Result<Reply, Refusal>> {
         Box::pin(async move {
@@ -194,7 +212,8 @@ fn claimed(message: &Message) -> EnrollmentId {
     }
 }
 
-fn refused(request: &DeviceRequest, device: &EnrollmentId, reason: &str) -> Refusal {
+/// A certificate that does not speak for the enrollment: 400, a line of the log and a count.
+pub(crate) fn refused(request: &DeviceRequest, device: &EnrollmentId, reason: &str) -> Refusal {
     metrics::counter!("wasmdm_binding_refusals_total").increment(1);
     warn!(
         request.id = request.id,

@@ -9,6 +9,7 @@ mod report;
 mod return_to_service;
 mod token_update;
 mod user_authenticate;
+mod user_standing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +112,11 @@ impl Core {
                 "enrollment {}: its identity has expired, so it may poll for a command that renews it, and nothing else",
                 message.enrollment.id
             )));
+        }
+        if let (Some(device), CheckIn::TokenUpdate(_) | CheckIn::DeclarativeManagement(_) | CheckIn::GetToken(_)) =
+            (&message.enrollment.parent, &message.check_in)
+        {
+            self.admit_user(&request, device, &message.enrollment.id, Some(&message.document)).await?;
         }
         match &message.check_in {
             // Their events commit with what they change.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use futures_util::future::BoxFuture;
+use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::plist;
 
 use crate::asker::Asker;
@@ -13,6 +14,9 @@ use crate::reply::Refusal;
 pub trait UserAuthentication: fmt::Debug + Send + Sync + 'static {
     /// Asks the owner about a user. An error is the database's.
     fn authenticate<'a>(&'a self, login: &'a Login) -> BoxFuture<'a, Result<OwnedAnswer<UserVerdict>, Refusal>>;
+
+    /// Whether there is an owner for the tenant, or should be: what it has said of users counts.
+    fn is_there(&self, tenant: &TenantId) -> bool;
 }
 
 /// A user who logs in.

@@ -141,6 +141,7 @@ fn authenticate(device: usize, certificate: Certificate) -> Authenticate {
         document,
         certificate,
         may_change_certificate: true,
+        may_renew: true,
         may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),
@@ -157,6 +158,7 @@ fn token_update(device: usize) -> TokenUpdate {
     TokenUpdate {
         tenant: TenantId::default(),
         enrollment: enrollment(device),
+        identity: [0; 32],
         facts: DeviceFacts::default(),
         topic: "com.apple.mgmt.x".to_owned(),
         push_magic: "magic".to_owned(),

@@ -21,8 +21,31 @@ pub struct Binding {
     pub tenant: TenantId,
     /// The device's channel.
     pub enrollment: EnrollmentId,
-    /// A later Authenticate brought another certificate: this one is no longer accepted.
-    pub replaced: bool,
+    /// How it stands to the enrollment's other certificates.
+    pub standing: Standing,
+}
+
+/// How a certificate stands to the others of its enrollment.
+///
+/// An Authenticate that renews does not end the certificate before: if the TokenUpdate behind it never comes, the device may fall back to
+/// what it had. Whichever of the two signs the next TokenUpdate stays, and the other one ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the enrollment's.
+    Own,
+    /// It is the enrollment's, but a renewal is under way that has brought another one.
+    Outgoing,
+    /// A renewal has brought it, and is under way.
+    Incoming,
+    /// Another one has taken its place: it is no longer accepted.
+    Replaced,
+}
+
+impl Binding {
+    /// Whether it is no longer accepted.
+    pub fn is_replaced(&self) -> bool {
+        self.standing == Standing::Replaced
+    }
 }
 
 /// Whose the certificate is that an Authenticate comes with.
@@ -82,12 +105,14 @@ pub enum Associated {
     },
 }
 
-pub(crate) const SELECT_BINDING: &str = "SELECT tenant_id, enrollment_id, replaced FROM certificate_bindings WHERE identity = ?";
+pub(crate) const SELECT_BINDING: &str = "SELECT b.tenant_id, b.enrollment_id, b.replaced, b.pending, \
+    EXISTS (SELECT 1 FROM certificate_bindings p WHERE p.enrollment_id = b.enrollment_id AND p.replaced = 0 AND p.pending = 1) \
+    FROM certificate_bindings b WHERE b.identity = ?";
 
 static SELECT_BINDING_AND_TOPIC: LazyLock<String> = LazyLock::new(|| together(&[SELECT_BINDING, SELECT_TOPIC]));
 static SELECT_BINDING_AND_RECORD: LazyLock<String> = LazyLock::new(|| together(&[SELECT_BINDING, SELECT_RECORD]));
 /// Columns of a binding: rows of statements that went together are told apart by theirs.
-const BINDING_WIDTH: usize = 3;
+const BINDING_WIDTH: usize = 5;
 
 impl Storage {
     /// By the certificate's `identity`. Cached with a bound; the cache follows commits.
@@ -155,12 +180,16 @@ impl Storage {
 
 const SELECT_DEVICE: &str = "SELECT tenant_id, parent_id FROM enrollments WHERE id = ?";
 const SELECT_NEWEST: &str =
-    "SELECT replaced, not_before, sha256 FROM certificate_bindings WHERE enrollment_id = ? ORDER BY replaced, created_at DESC LIMIT 1";
+    "SELECT replaced, not_before, sha256 FROM certificate_bindings WHERE enrollment_id = ? ORDER BY replaced, pending, created_at DESC LIMIT 1";
+// It never became the enrollment's: should the device bring it again, it is as new as the first time.
+const FORGET_PENDING: &str = "DELETE FROM certificate_bindings WHERE enrollment_id = ? AND pending = 1 AND identity <> ?";
 const REPLACE_BINDINGS: &str =
     "UPDATE certificate_bindings SET replaced = 1, replaced_at = ? WHERE enrollment_id = ? AND replaced = 0 AND identity <> ?";
+const NO_LONGER_PENDING: &str = "UPDATE certificate_bindings SET pending = 0 WHERE identity = ? AND pending = 1";
+static KEEP_ONE: LazyLock<String> = LazyLock::new(|| together(&[FORGET_PENDING, REPLACE_BINDINGS, NO_LONGER_PENDING]));
 const INSERT_BINDING: &str = "INSERT INTO certificate_bindings \
-    (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, created_at) \
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?)";
+    (identity, sha256, tenant_id, enrollment_id, certificate, subject, issuer, not_before, not_after, replaced, pending, created_at) \
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)";
 
 async fn associate(tx: &mut Tx, association: &Association) -> Result<Associated, StorageError> {
     let refused = |reason: &str| Ok(Associated::Refused { reason: reason.to_owned() });
@@ -168,7 +197,11 @@ async fn associate(tx: &mut Tx, association: &Association) -> Result<Associated,
     if let Some(row) = tx.one(SELECT_BINDING, args![hex(&certificate.identity)]).await? {
         let bound = binding(&row)?;
         // Two requests of the device at once: the other one has done it.
-        return if bound.enrollment == *id && !bound.replaced { Ok(Associated::Bound(bound)) } else { refused("its certificate is bound already") };
+        return if bound.enrollment == *id && !bound.is_replaced() {
+            Ok(Associated::Bound(bound))
+        } else {
+            refused("its certificate is bound already")
+        };
     }
     let Some(device) = tx.one(SELECT_DEVICE, args![id.as_str()]).await? else {
         return refused("it is unknown");
@@ -194,7 +227,7 @@ async fn associate(tx: &mut Tx, association: &Association) -> Result<Associated,
         }
     };
     replace_bindings(tx, id, &hex(&certificate.identity), *now).await?;
-    let bound = bind(tx, &tenant, id, certificate, *now).await?;
+    let bound = bind(tx, &tenant, id, certificate, Standing::Own, *now).await?;
     let mut detail = json!({ "how": reason.as_str(), "certificate": certificate.fingerprint(), "request": request_id });
     if let (Some(previous), Value::Object(detail)) = (&previous, &mut detail) {
         detail.insert("previous_certificate".to_owned(), previous.as_str().into());
@@ -229,12 +262,14 @@ pub(crate) async fn renewed(
     .await
 }
 
-/// Makes it the enrollment's. That it is bound to no other is the caller's to see, and that the one before is [replaced](replace_bindings).
+/// Makes it the enrollment's, or [`Standing::Incoming`]. That it is bound to no other is the caller's to see, and that the one before is
+/// [replaced](replace_bindings), or the one that another renewal has brought [forgotten](forget_incoming).
 pub(crate) async fn bind(
     tx: &mut Tx,
     tenant: &TenantId,
     id: &EnrollmentId,
     certificate: &Certificate,
+    standing: Standing,
     now: Timestamp,
 ) -> Result<Binding, StorageError> {
     let identity = hex(&certificate.identity);
@@ -250,31 +285,79 @@ pub(crate) async fn bind(
             certificate.issuer.as_str(),
             certificate.not_before.as_millis(),
             certificate.not_after.as_millis(),
+            i64::from(standing == Standing::Incoming),
             now.as_millis(),
         ],
     )
     .await?;
-    let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
+    let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), standing };
     tx.after_commit(Change::Binding(certificate.identity, binding.clone()));
     Ok(binding)
 }
 
 /// Ends what the enrollment was known by, but for that certificate.
 pub(crate) async fn replace_bindings(tx: &mut Tx, id: &EnrollmentId, but: &str, now: Timestamp) -> Result<(), StorageError> {
-    tx.run(REPLACE_BINDINGS, args![now.as_millis(), id.as_str(), but]).await?;
+    tx.run(&KEEP_ONE, args![id.as_str(), but, now.as_millis(), id.as_str(), but, but]).await?;
     tx.after_commit(Change::BindingsOf(id.clone()));
     Ok(())
 }
 
-const SELECT_CURRENT: &str = "SELECT sha256 FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0";
+/// What a renewal that is under way has brought is forgotten: another one comes.
+pub(crate) async fn forget_incoming(tx: &mut Tx, id: &EnrollmentId) -> Result<(), StorageError> {
+    tx.run(FORGET_PENDING, args![id.as_str(), ""]).await?;
+    // What the cache says of the certificate before is old too: it is outgoing now.
+    tx.after_commit(Change::BindingsOf(id.clone()));
+    Ok(())
+}
 
-/// The fingerprint of the enrollment's certificate.
-pub(crate) async fn current_fingerprint(tx: &mut Tx, id: &EnrollmentId) -> Result<Option<String>, StorageError> {
-    tx.one(SELECT_CURRENT, args![id.as_str()]).await?.map(|row| row.text(0)).transpose()
+/// What a TokenUpdate means for a renewal that is under way.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Settled {
+    /// No other certificate was brought, or this one is neither.
+    Nothing,
+    /// The certificate that was brought is the enrollment's.
+    Renewed {
+        /// The fingerprint of the one that has ended.
+        previous: String,
+    },
+    /// The device goes on with the certificate that it had.
+    FellBack,
+}
+
+const SELECT_NOT_REPLACED: &str =
+    "SELECT identity, sha256, pending FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0 ORDER BY pending";
+
+/// The device signed a TokenUpdate with that certificate: of the two that a renewal knows, it stays and the other one ends.
+pub(crate) async fn settle(tx: &mut Tx, id: &EnrollmentId, identity: &[u8; 32], now: Timestamp) -> Result<Settled, StorageError> {
+    let rows = tx.all(SELECT_NOT_REPLACED, args![id.as_str()]).await?;
+    let [own, incoming] = rows.as_slice() else { return Ok(Settled::Nothing) };
+    let identity = hex(identity);
+    let settled = if incoming.text(0)? == identity {
+        Settled::Renewed { previous: own.text(1)? }
+    } else if own.text(0)? == identity {
+        Settled::FellBack
+    } else {
+        return Ok(Settled::Nothing);
+    };
+    replace_bindings(tx, id, &identity, now).await?;
+    Ok(settled)
+}
+
+const HAS_OWN: &str = "SELECT 1 FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0 AND pending = 0";
+
+/// Whether there is a certificate that the enrollment is known by.
+pub(crate) async fn has_own(tx: &mut Tx, id: &EnrollmentId) -> Result<bool, StorageError> {
+    Ok(tx.one(HAS_OWN, args![id.as_str()]).await?.is_some())
 }
 
 pub(crate) fn binding(row: &Row) -> Result<Binding, StorageError> {
-    Ok(Binding { tenant: tenant(row, 0)?, enrollment: EnrollmentId::new(row.text(1)?), replaced: row.flag(2)? })
+    let standing = match (row.flag(2)?, row.flag(3)?, row.flag(4)?) {
+        (true, _, _) => Standing::Replaced,
+        (false, true, _) => Standing::Incoming,
+        (false, false, true) => Standing::Outgoing,
+        (false, false, false) => Standing::Own,
+    };
+    Ok(Binding { tenant: tenant(row, 0)?, enrollment: EnrollmentId::new(row.text(1)?), standing })
 }
 
 /// Lower-case hex, as keys are kept.

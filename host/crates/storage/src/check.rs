@@ -140,12 +140,18 @@ pub const INVARIANTS: &[Invariant] = &[
     },
     Invariant {
         name: "binding-single",
-        sentence: "a device has exactly one certificate that was not replaced; one that was migrated has none before it comes",
+        sentence: "a device has exactly one certificate that was not replaced, beside that of a renewal under way; one that was migrated has none before it comes",
         violations: "SELECT e.id, COUNT(b.sha256) FROM enrollments e \
-            LEFT JOIN certificate_bindings b ON b.enrollment_id = e.id AND b.replaced = 0 \
+            LEFT JOIN certificate_bindings b ON b.enrollment_id = e.id AND b.replaced = 0 AND b.pending = 0 \
             WHERE e.parent_id IS NULL GROUP BY e.id HAVING COUNT(b.sha256) <> 1 \
             AND NOT (NOT EXISTS (SELECT 1 FROM certificate_bindings a WHERE a.enrollment_id = e.id) \
             AND e.id IN (SELECT target FROM audit WHERE action = 'enrollment.migrated' AND target IS NOT NULL))",
+    },
+    Invariant {
+        name: "binding-renewal",
+        sentence: "a device has at most one certificate of a renewal under way, and that was not replaced",
+        violations: "SELECT enrollment_id, COUNT(*) FROM certificate_bindings WHERE pending = 1 GROUP BY enrollment_id \
+            HAVING COUNT(*) > 1 OR MAX(replaced) = 1",
     },
     Invariant {
         name: "quarantine-tag",
@@ -266,6 +272,7 @@ pub const INVARIANTS: &[Invariant] = &[
     known_format!("enrollments", "push_token", "id"),
     known_format!("enrollment_messages", "raw", "enrollment_id, message_type"),
     known_format!("enrollment_tokens", "token", "enrollment_id, name"),
+    known_format!("user_verdicts", "auth_token", "device_id, enrollment_id"),
     known_format!("certificate_bindings", "certificate", "sha256"),
     known_format!("commands", "body", "uuid"),
     known_format!("command_results", "report", "enrollment_id, command_uuid"),

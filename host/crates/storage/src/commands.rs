@@ -4,7 +4,7 @@
 //! `acknowledged`, `errored`, `expired` or `cancelled` at the end. The order is priority, then the sequence of the queue.
 
 use crate::device_messages::{heard, heard_orphan};
-use crate::enrollments::{configuration_released, is_known, renewal_begins, renewal_ends, renewal_fails};
+use crate::enrollments::{configuration_released, erase_begins, erase_fails, is_known, renewal_begins, renewal_ends, renewal_fails};
 use crate::events::{Cause, Happened, emit, redacted, wanted};
 use crate::keyring::Keyring;
 use crate::memory::Change;
@@ -295,6 +295,12 @@ impl Storage {
     pub async fn command_status(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<CommandStatus>, StorageError> {
         let row = self.look_up(SELECT_STATUS, args![id.as_str(), uuid, tenant.as_str()]).await?;
         row.map(|row| status(self.keyring(), tenant, id, &row)).transpose()
+    }
+
+    /// Whose command a report is about that does not say it, as [`Self::report`] would find it: the device's, or that of one of its users.
+    pub async fn channel_of_sent_command(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str) -> Result<Option<EnrollmentId>, StorageError> {
+        let row = self.read_one(SELECT_SENT_TO, args![tenant.as_str(), uuid, id.as_str(), id.as_str(), id.as_str()]).await?;
+        row.map(|row| Ok(EnrollmentId::new(row.text(2)?))).transpose()
     }
 
     /// `false`: finished or unknown.
@@ -668,10 +674,16 @@ async fn send(tx: &mut Tx, row: Row, body: Bytes, now: Timestamp) -> Result<Next
     if row.renews_identity {
         renewal_begins(tx, &row.enrollment, &row.uuid, now).await?;
     }
+    if row.request_type == ERASE {
+        erase_begins(tx, &row.enrollment, &row.uuid).await?;
+    }
     emit_row(tx, &row, "command.sent", "sent", None, &Cause::default(), now).await?;
     let deliveries = u32::try_from(row.deliveries + 1).unwrap_or(u32::MAX);
     Ok(NextCommand { uuid: row.uuid, request_type: row.request_type, body, deliveries })
 }
+
+/// Wipes the device.
+const ERASE: &str = "EraseDevice";
 
 /// The status that a malformed report is kept under.
 const MALFORMED: &str = "Malformed";
@@ -701,6 +713,10 @@ async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<(Recorded, Enroll
 
 async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) -> Result<Recorded, StorageError> {
     let now = input.now;
+    // Also of one that was given up here.
+    if row.request_type == ERASE && matches!(input.status, Some(Status::Error | Status::CommandFormatError)) {
+        erase_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
     if !row.is_open() {
         if is_repeated(tx, input, row, status).await? {
             return Ok(Recorded::Repeated);
@@ -755,7 +771,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
 async fn acknowledged(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<(), StorageError> {
     match row.request_type.as_str() {
         // After the wipe the same device comes back as a new one: it must not find the old one's commands.
-        "EraseDevice" => {
+        ERASE => {
             let channel = tx.one(SELECT_PARENT, args![row.enrollment.as_str(), input.tenant.as_str()]).await?;
             let parent = channel.map(|channel| channel.opt_text(0)).transpose()?.flatten();
             let device = parent.map_or_else(|| row.enrollment.clone(), EnrollmentId::new);

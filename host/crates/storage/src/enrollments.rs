@@ -1,7 +1,9 @@
 //! Enrollments: how they begin, go on and end.
 
 use crate::audit::{self, AuditRow};
-use crate::certificate_bindings::{Binding, SELECT_BINDING, bind, binding, current_fingerprint, hex, renewed, replace_bindings};
+use crate::certificate_bindings::{
+    Binding, SELECT_BINDING, Settled, Standing, bind, binding, forget_incoming, has_own, hex, renewed, replace_bindings, settle,
+};
 use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::device_messages::heard;
 use crate::effects::{self, Applied, DecisionEffects, PluginEffects};
@@ -9,7 +11,7 @@ use crate::events::{
     Cause, EnrollmentRecord, EnrollmentState, Happened, QUERY_RECORDS, SELECT_BY_SERIAL_NUMBER, emit, emit_check_in, redacted, state,
 };
 use crate::memory::Change;
-use crate::sql::{Columns, Row, args, together};
+use crate::sql::{Args, Columns, Row, args, together};
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
@@ -19,7 +21,7 @@ use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use wasmdm_protocol::certificate::Certificate;
-use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, TenantId};
+use wasmdm_protocol::enrollment::{DeviceFacts, Enrollment, EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::time::Timestamp;
 
 /// An Authenticate that may be stored: verified and allowed.
@@ -41,6 +43,8 @@ pub struct Authenticate {
     pub certificate: Certificate,
     /// Whether a device that is known may come back with a certificate that it is not known by, outside of a renewal.
     pub may_change_certificate: bool,
+    /// Whether it may be the renewal that a command asked for; that one did is looked at when it is stored.
+    pub may_renew: bool,
     /// Store it although the certificate is bound to another enrollment, and leave that binding as it is: bindings are only watched.
     pub may_share_certificate: bool,
     /// Of the URL that the device called.
@@ -49,7 +53,8 @@ pub struct Authenticate {
     pub tags: Vec<String>,
     /// The plugin that quarantines it.
     pub quarantined_by: Option<String>,
-    /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment and in the event `enrollment.enrolling`.
+    /// JSON array of {plugin, digest, generation, verdict, reason?}: kept with the enrollment (without the reasons) and in the event
+    /// `enrollment.enrolling`.
     pub decisions: Value,
     /// What the policies wrote.
     pub effects: Vec<DecisionEffects>,
@@ -83,6 +88,8 @@ pub struct TokenUpdate {
     pub tenant: TenantId,
     /// A device's channel or a user's.
     pub enrollment: Enrollment,
+    /// Of the certificate that signed it.
+    pub identity: [u8; 32],
     /// What the message says; what it does not say stays.
     pub facts: DeviceFacts,
     /// The push topic.
@@ -132,8 +139,8 @@ pub enum TokenUpdated {
 
 impl Storage {
     /// Begins an enrollment anew: the queue of the device and its users is cancelled, tokens are dropped, users' channels are disabled,
-    /// and the certificate becomes the device's only one. Within the day after a command that renews the identity went out, only the last
-    /// of these.
+    /// and the certificate becomes the device's only one. Within the day after a command that renews the identity went out, nothing of
+    /// this: the certificate is accepted beside the one before, until the TokenUpdate behind tells which of them stays.
     ///
     /// # Errors
     /// [`StorageError::Invalid`] when an effect of a policy can never be stored.
@@ -205,7 +212,7 @@ impl Storage {
         self.token(tenant, id, BOOTSTRAP_TOKEN).await
     }
 
-    /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict, reason?}`.
+    /// What plugins decided about the enrollment's last Authenticate: a JSON array of `{plugin, digest, generation, verdict}`.
     pub async fn decisions(&self, id: &EnrollmentId) -> Result<Option<Value>, StorageError> {
         self.look_up(SELECT_DECISIONS, args![id.as_str()]).await?.map(|row| row.json(0)).transpose()
     }
@@ -301,7 +308,7 @@ const QUARANTINED: &str = "quarantined";
 
 const COUNT_BY_STATE: &str = "SELECT state, COUNT(*) FROM enrollments GROUP BY state";
 const SELECT_ENROLLMENT: &str = "SELECT tenant_id, kind, state, topic, tally, re_enrolling, awaiting_configuration, facts, push_magic, push_token, parent_id, \
-    renewal_until, renewing FROM enrollments WHERE id = ?";
+    renewal_until, renewing, erase_command_uuid FROM enrollments WHERE id = ?";
 const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
     (id, tenant_id, kind, topic, state, generation, tally, re_enrolling, quarantined_by, serial_number, model, facts, url_params, decisions, \
      authenticated_at, created_at, updated_at) \
@@ -310,7 +317,7 @@ const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \
      re_enrolling = excluded.re_enrolling, awaiting_configuration = NULL, quarantined_by = excluded.quarantined_by, \
      serial_number = excluded.serial_number, model = excluded.model, facts = excluded.facts, url_params = excluded.url_params, \
      decisions = excluded.decisions, push_magic = NULL, push_token = NULL, renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, \
-     authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
+     erase_command_uuid = NULL, authenticated_at = excluded.authenticated_at, enrolled_at = NULL, checked_out_at = NULL, updated_at = excluded.updated_at";
 /// User channels of a device: far more than a Mac in a lab sees, and a bound to what one certificate can fill the database with.
 pub(crate) const USERS: i64 = 10_000;
 pub(crate) const COUNT_USERS: &str = "SELECT COUNT(*) FROM enrollments WHERE parent_id = ?";
@@ -324,13 +331,16 @@ const UPDATE_ENROLLED: &str = "UPDATE enrollments SET state = 'enrolled', topic 
 const RENEW: &str = "UPDATE enrollments SET facts = ?, serial_number = ?, model = ?, url_params = ?, decisions = ?, \
     quarantined_by = COALESCE(?, quarantined_by), renewing = 1, updated_at = ? WHERE id = ?";
 const BEGIN_ANEW: &str = "UPDATE enrollments SET generation = generation + 1, tally = 0, re_enrolling = 1, awaiting_configuration = NULL, \
-    enrolled_at = NULL, authenticated_at = ?, updated_at = ? WHERE id = ?";
-const IS_BEING_ERASED: &str = "SELECT 1 FROM command_queue q JOIN commands c ON c.tenant_id = q.tenant_id AND c.uuid = q.command_uuid \
-    WHERE q.is_open = 1 AND q.enrollment_id = ? AND q.deliveries > 0 AND c.request_type = 'EraseDevice'";
+    enrolled_at = NULL, erase_command_uuid = NULL, authenticated_at = ?, updated_at = ? WHERE id = ?";
+const ERASE_BEGINS: &str = "UPDATE enrollments SET erase_command_uuid = ? WHERE id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
+const ERASE_FAILS: &str = "UPDATE enrollments SET erase_command_uuid = NULL WHERE erase_command_uuid = ? \
+    AND id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
 const OPEN_RENEWAL: &str = "UPDATE enrollments SET renewal_until = ?, renewal_command_uuid = ? \
     WHERE id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
-const CLOSE_RENEWAL_OF: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL WHERE renewing = 0 AND renewal_command_uuid = ? \
+const CLOSE_RENEWAL_OF: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL WHERE renewal_command_uuid = ? \
     AND id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
+// Its time goes on: the device may try again.
+const PUT_RENEWAL_OFF: &str = "UPDATE enrollments SET renewing = 0 WHERE id = ?";
 const CLOSE_RENEWAL: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0 WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
@@ -341,12 +351,14 @@ pub(crate) const DELETE_TOKEN_UPDATE: &str = "DELETE FROM enrollment_messages WH
 pub(crate) const UPSERT_TOKEN: &str = "INSERT INTO enrollment_tokens (tenant_id, enrollment_id, name, token, stored_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, name) DO UPDATE SET token = excluded.token, stored_at = excluded.stored_at";
 pub(crate) const DELETE_TOKEN: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ? AND name = ?";
-pub(crate) const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
+const DELETE_TOKENS: &str = "DELETE FROM enrollment_tokens WHERE enrollment_id = ?";
 pub(crate) const SELECT_TOKEN: &str = "SELECT token FROM enrollment_tokens WHERE enrollment_id = ? AND name = ? AND tenant_id = ?";
 const DISABLE: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, checked_out_at = ?, updated_at = ? WHERE id = ?";
-pub(crate) const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
+const DISABLE_USERS: &str = "UPDATE enrollments SET state = 'checked-out', tally = 0, push_magic = NULL, push_token = NULL, awaiting_configuration = NULL, \
     checked_out_at = ?, updated_at = ? WHERE parent_id = ? AND state <> 'checked-out'";
+const SELECT_FAILING: &str =
+    "SELECT enrollment_id FROM push_failures WHERE enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?)";
 const SET_AWAITING: &str = "UPDATE enrollments SET awaiting_configuration = ?, updated_at = ? WHERE id = ?";
 const INSERT_TAG: &str =
     "INSERT INTO enrollment_tags (tenant_id, enrollment_id, tag, created_at) VALUES (?, ?, ?, ?) ON CONFLICT (enrollment_id, tag) DO NOTHING";
@@ -367,7 +379,7 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     match &bound {
         Some(_) if is_shared && !message.may_share_certificate => return Ok(refused("its certificate is bound to another enrollment")),
         Some(_) if is_shared => {}
-        Some(bound) if bound.replaced => return Ok(refused("its certificate was replaced by a later Authenticate")),
+        Some(bound) if bound.is_replaced() => return Ok(refused("its certificate was replaced by a later Authenticate")),
         _ => {}
     }
     let known = tx.one(SELECT_ENROLLMENT, args![id.as_str()]).await?;
@@ -384,8 +396,8 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         Applied::Conflict(what) => return Ok(Applied::Conflict(what)),
     };
     if let Some(known) = &known {
-        if is_renewal(tx, known, message).await? {
-            renew(tx, message, known, bound.is_some(), sound).await?;
+        if is_renewal(known, message)? {
+            renew(tx, message, known, bound.as_ref().map(|bound| bound.standing), is_shared, sound).await?;
             return Ok(Applied::Done(Authenticated::Renewed));
         }
         if bound.is_none() && !message.may_change_certificate {
@@ -400,32 +412,24 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
     };
 
     let facts = json(&message.facts)?;
-    tx.run(
-        &STORE_AUTHENTICATE,
-        args![
-            id.as_str(),
-            tenant.as_str(),
-            enrollment.kind.as_str(),
-            message.topic.as_str(),
-            i64::from(re_enrolling),
-            message.quarantined_by.as_deref(),
-            message.facts.serial_number.as_deref(),
-            message.facts.model.as_deref(),
-            facts,
-            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
-            message.decisions.to_string(),
-            now.as_millis(),
-            now.as_millis(),
-            now.as_millis(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "Authenticate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let begun = args![
+        id.as_str(),
+        tenant.as_str(),
+        enrollment.kind.as_str(),
+        message.topic.as_str(),
+        i64::from(re_enrolling),
+        message.quarantined_by.as_deref(),
+        message.facts.serial_number.as_deref(),
+        message.facts.model.as_deref(),
+        facts,
+        tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
+        without_reasons(&message.decisions),
+        now.as_millis(),
+        now.as_millis(),
+        now.as_millis(),
+    ];
+    let begun = and_message(tx, begun, tenant, id, "Authenticate", &message.raw, *now)?;
+    tx.run(&STORE_AUTHENTICATE, begun).await?;
     if is_known {
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
         forget_secrets_and_users(tx, id, *now).await?;
@@ -434,9 +438,9 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
         }
     }
     if bound.is_none() {
-        bind(tx, tenant, id, &message.certificate, *now).await?;
+        bind(tx, tenant, id, &message.certificate, Standing::Own, *now).await?;
     } else if !is_shared {
-        let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), replaced: false };
+        let binding = Binding { tenant: tenant.clone(), enrollment: id.clone(), standing: Standing::Own };
         tx.after_commit(Change::Binding(message.certificate.identity, binding));
     }
     for tag in &message.tags {
@@ -468,46 +472,51 @@ async fn authenticate(tx: &mut Tx, message: &Authenticate) -> Result<Applied<Aut
 
 /// Whether the Authenticate is the renewal that a command asked for, and nothing else that happened within its day. A device that is being
 /// wiped comes back as a new one.
-async fn is_renewal(tx: &mut Tx, known: &Row, message: &Authenticate) -> Result<bool, StorageError> {
-    let is_open = known.opt_time(11)?.is_some_and(|until| until > message.now);
-    if !is_open || state(&known.text(2)?)? != EnrollmentState::Enrolled || known.text(3)? != message.topic {
-        return Ok(false);
-    }
-    Ok(tx.one(IS_BEING_ERASED, args![message.enrollment.id.as_str()]).await?.is_none())
+fn is_renewal(known: &Row, message: &Authenticate) -> Result<bool, StorageError> {
+    let is_open = message.may_renew && known.opt_time(11)?.is_some_and(|until| until > message.now);
+    let is_being_erased = known.opt_text(13)?.is_some();
+    Ok(is_open && !is_being_erased && state(&known.text(2)?)? == EnrollmentState::Enrolled && known.text(3)? == message.topic)
 }
 
-/// The enrollment goes on: its queue, its tokens, its users and its tally stay. Only its certificate is another, and what it says of itself.
-async fn renew(tx: &mut Tx, message: &Authenticate, known: &Row, is_bound: bool, effects: Vec<&PluginEffects>) -> Result<(), StorageError> {
+/// The enrollment goes on: its queue, its tokens, its users and its tally stay. Only what it says of itself is another, and its certificate,
+/// as soon as the TokenUpdate behind is signed by it.
+async fn renew(
+    tx: &mut Tx,
+    message: &Authenticate,
+    known: &Row,
+    standing: Option<Standing>,
+    is_shared: bool,
+    effects: Vec<&PluginEffects>,
+) -> Result<(), StorageError> {
     let Authenticate { tenant, enrollment, now, .. } = message;
     let id = &enrollment.id;
     let facts = merged(&known.text(7)?, &message.facts)?;
-    tx.run(
-        &STORE_RENEWAL,
-        args![
-            json(&facts)?,
-            facts.serial_number.as_deref(),
-            facts.model.as_deref(),
-            tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
-            message.decisions.to_string(),
-            message.quarantined_by.as_deref(),
-            now.as_millis(),
-            id.as_str(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "Authenticate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"Authenticate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let renewing = args![
+        json(&facts)?,
+        facts.serial_number.as_deref(),
+        facts.model.as_deref(),
+        tx.keyring.at(&sealed::URL_PARAMS, tenant, &[id]).seal(json(&message.url_params)?.as_bytes())?,
+        without_reasons(&message.decisions),
+        message.quarantined_by.as_deref(),
+        now.as_millis(),
+        id.as_str(),
+    ];
+    let renewing = and_message(tx, renewing, tenant, id, "Authenticate", &message.raw, *now)?;
+    tx.run(&STORE_RENEWAL, renewing).await?;
     let document = || redacted(&message.document);
-    // The same certificate again: the answer to its Authenticate was lost, or the profile brought none.
-    if !is_bound {
-        let previous = current_fingerprint(tx, id).await?.unwrap_or_default();
-        replace_bindings(tx, id, &hex(&message.certificate.identity), *now).await?;
-        bind(tx, tenant, id, &message.certificate, *now).await?;
-        renewed(tx, tenant, id, "renewal", &previous, Some(document()), *now).await?;
+    match standing {
+        None if has_own(tx, id).await? => {
+            forget_incoming(tx, id).await?;
+            bind(tx, tenant, id, &message.certificate, Standing::Incoming, *now).await?;
+        }
+        None => {
+            bind(tx, tenant, id, &message.certificate, Standing::Own, *now).await?;
+            renewed(tx, tenant, id, "renewal", "", Some(document()), *now).await?;
+        }
+        // It begins once more with the certificate that it had: what the renewal has brought came to nothing.
+        Some(Standing::Outgoing) if !is_shared => replace_bindings(tx, id, &hex(&message.certificate.identity), *now).await?,
+        // The same certificate again: the answer to its Authenticate was lost, or the profile brought none.
+        Some(_) => {}
     }
     for tag in &message.tags {
         add_tag(tx, tenant, id, tag, *now).await?;
@@ -527,10 +536,27 @@ async fn renew(tx: &mut Tx, message: &Authenticate, known: &Row, is_bound: bool,
 }
 
 /// What a device that begins anew does not have any more.
-async fn forget_secrets_and_users(tx: &mut Tx, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
+pub(crate) async fn forget_secrets_and_users(tx: &mut Tx, id: &EnrollmentId, now: Timestamp) -> Result<(), StorageError> {
     tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+    forget_failing_pushes(tx, id).await
+}
+
+/// Nobody pushes to a channel that has left, nor to its users: that it could not be woken is of no interest any more.
+async fn forget_failing_pushes(tx: &mut Tx, id: &EnrollmentId) -> Result<(), StorageError> {
+    for row in tx.all(SELECT_FAILING, args![id.as_str(), id.as_str()]).await? {
+        push_failures::forget(tx, &EnrollmentId::new(row.text(0)?)).await?;
+    }
     Ok(())
+}
+
+/// What stands beside the enrollment in plain: a policy's words may say anything, and are kept where they are sealed.
+fn without_reasons(decisions: &Value) -> String {
+    let mut decisions = decisions.clone();
+    for decision in decisions.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        decision.remove("reason");
+    }
+    decisions.to_string()
 }
 
 /// For so long after a command that renews the identity went out, an Authenticate of its device is the renewal.
@@ -542,7 +568,7 @@ pub(crate) async fn renewal_begins(tx: &mut Tx, channel: &EnrollmentId, command_
     Ok(())
 }
 
-/// The device has not carried that command out.
+/// The device has not carried that command out, or not to the end: which certificate it goes on with, its next TokenUpdate tells.
 pub(crate) async fn renewal_fails(tx: &mut Tx, channel: &EnrollmentId, command_uuid: &str) -> Result<(), StorageError> {
     tx.run(CLOSE_RENEWAL_OF, args![command_uuid, channel.as_str()]).await?;
     Ok(())
@@ -551,6 +577,19 @@ pub(crate) async fn renewal_fails(tx: &mut Tx, channel: &EnrollmentId, command_u
 /// The device is wiped: whatever comes from it next is of a new one.
 pub(crate) async fn renewal_ends(tx: &mut Tx, device: &EnrollmentId) -> Result<(), StorageError> {
     tx.run(CLOSE_RENEWAL, args![device.as_str()]).await?;
+    Ok(())
+}
+
+/// A command that wipes the device goes out to one of its channels: unless it fails, what authenticates next is a new one, whatever becomes
+/// of the command here.
+pub(crate) async fn erase_begins(tx: &mut Tx, channel: &EnrollmentId, command_uuid: &str) -> Result<(), StorageError> {
+    tx.run(ERASE_BEGINS, args![command_uuid, channel.as_str()]).await?;
+    Ok(())
+}
+
+/// The device itself says that it was not wiped.
+pub(crate) async fn erase_fails(tx: &mut Tx, channel: &EnrollmentId, command_uuid: &str) -> Result<(), StorageError> {
+    tx.run(ERASE_FAILS, args![command_uuid, channel.as_str()]).await?;
     Ok(())
 }
 
@@ -598,8 +637,14 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         return refused("its topic is not that of its Authenticate");
     }
 
-    // What looked like a renewal was a device in its Setup Assistant: somebody has wiped it meanwhile.
-    let begins_anew = enrollment.parent.is_none() && row.flag(12)? && message.awaiting_configuration == Some(true);
+    let renewing = enrollment.parent.is_none() && row.flag(12)?;
+    let settled = if renewing { settle(tx, id, &message.identity, *now).await? } else { Settled::Nothing };
+    if settled == Settled::FellBack {
+        tx.run(PUT_RENEWAL_OFF, args![id.as_str()]).await?;
+    }
+    // What looked like a renewal was a device in its Setup Assistant: somebody has wiped it meanwhile. The certificate that it had before
+    // would not have outlived that.
+    let begins_anew = renewing && settled != Settled::FellBack && message.awaiting_configuration == Some(true);
     if begins_anew {
         tx.run(BEGIN_ANEW, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
         forget_secrets_and_users(tx, id, *now).await?;
@@ -614,34 +659,26 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     let rotated = tally > 1
         && (tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).open_opt(row.opt_blob(8)?)?.as_deref() != Some(message.push_magic.as_bytes())
             || tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).open_opt(row.opt_blob(9)?)?.as_deref() != Some(&*message.token));
-    tx.run(
-        &STORE_TOKEN_UPDATE,
-        args![
-            message.topic.as_str(),
-            i64::from(tally),
-            awaiting,
-            json(&facts)?,
-            facts.serial_number.as_deref(),
-            facts.model.as_deref(),
-            tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).seal(message.push_magic.as_bytes())?,
-            tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).seal(&message.token)?,
-            (tally == 1).then(|| now.as_millis()),
-            now.as_millis(),
-            id.as_str(),
-            // The message.
-            tenant.as_str(),
-            id.as_str(),
-            "TokenUpdate",
-            tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &"TokenUpdate"]).seal(&message.raw)?,
-            now.as_millis(),
-        ],
-    )
-    .await?;
+    let enrolled = args![
+        message.topic.as_str(),
+        i64::from(tally),
+        awaiting,
+        json(&facts)?,
+        facts.serial_number.as_deref(),
+        facts.model.as_deref(),
+        tx.keyring.at(&sealed::PUSH_MAGIC, tenant, &[id]).seal(message.push_magic.as_bytes())?,
+        tx.keyring.at(&sealed::PUSH_TOKEN, tenant, &[id]).seal(&message.token)?,
+        (tally == 1).then(|| now.as_millis()),
+        now.as_millis(),
+        id.as_str(),
+    ];
+    let enrolled = and_message(tx, enrolled, tenant, id, "TokenUpdate", &message.raw, *now)?;
+    tx.run(&STORE_TOKEN_UPDATE, enrolled).await?;
     push_failures::forget(tx, id).await?;
     if tally == 1 || rotated {
         wakes::can_be_woken(tx, tenant, id, *now).await?;
     }
-    if let Some(token) = &message.unlock_token {
+    if let Some(token) = message.unlock_token.as_ref().filter(|_| may_have_unlock_token(enrollment.kind)) {
         upsert_token(tx, tenant, id, UNLOCK_TOKEN, token, *now).await?;
     }
     tx.after_commit(Change::Seen(id.clone(), *now));
@@ -649,6 +686,9 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     let outside = Cause::default();
     let happened = |topic| Happened { tenant, topic, request_type: None, at: *now, who: Some(id), cause: &outside };
     let data = || json!({ "message": redacted(&message.document) });
+    if let (Settled::Renewed { previous }, false) = (&settled, begins_anew) {
+        renewed(tx, tenant, id, "renewal", previous, Some(redacted(&message.document)), *now).await?;
+    }
     if tally == 1 && enrollment.parent.is_none() {
         let data = || json!({ "message": redacted(&message.document), "re_enrolling": re_enrolling });
         emit(tx, happened("enrollment.enrolled"), data).await?;
@@ -682,6 +722,7 @@ async fn check_out(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, raw: &Byte
     tx.run(DISABLE, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
     wakes::device_begins_anew(tx, id, now).await?;
+    forget_failing_pushes(tx, id).await?;
     store_message(tx, tenant, id, "CheckOut", raw, now).await?;
     tx.after_commit(Change::Seen(id.clone(), now));
     let message = || wasmdm_protocol::plist::parse(raw).map_or_else(|_| json!({}), |document| redacted(&document));
@@ -789,9 +830,32 @@ pub(crate) async fn store_message(
     raw: &[u8],
     now: Timestamp,
 ) -> Result<(), StorageError> {
-    let raw = tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &message_type]).seal(raw)?;
-    tx.run(UPSERT_MESSAGE, args![tenant.as_str(), id.as_str(), message_type, raw, now.as_millis()]).await?;
+    let message = and_message(tx, args![], tenant, id, message_type, raw, now)?;
+    tx.run(UPSERT_MESSAGE, message).await?;
     Ok(())
+}
+
+/// The arguments of [`UPSERT_MESSAGE`], behind those of the statement that goes before it.
+fn and_message(
+    tx: &Tx,
+    mut before: Args,
+    tenant: &TenantId,
+    id: &EnrollmentId,
+    message_type: &str,
+    raw: &[u8],
+    now: Timestamp,
+) -> Result<Args, StorageError> {
+    before.add(tenant.as_str());
+    before.add(id.as_str());
+    before.add(message_type);
+    before.add(tx.keyring.at(&sealed::MESSAGE, tenant, &[id, &message_type]).seal(raw)?);
+    before.add(now.as_millis());
+    Ok(before)
+}
+
+/// Apple forbids unlock tokens on Shared iPad and in User Enrollment, and what is a user's is never the device's (edge case 16).
+pub(crate) fn may_have_unlock_token(kind: EnrollmentKind) -> bool {
+    kind == EnrollmentKind::Device
 }
 
 pub(crate) async fn upsert_token(

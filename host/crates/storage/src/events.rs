@@ -54,7 +54,7 @@ pub struct EnrollmentRecord {
     pub quarantined_by: Option<String>,
     /// It was enrolled before its last Authenticate. Not in events.
     pub re_enrolling: bool,
-    /// Until then an Authenticate is the renewal of the identity that a command asked for. Not in events.
+    /// Until then an Authenticate is the renewal of the identity that a command asked for; of a device that is being wiped none is. Not in events.
     pub renewal_until: Option<Timestamp>,
     /// Its last message; behind by at most the interval of the flush when another process reads it.
     pub last_seen: Option<Timestamp>,
@@ -63,9 +63,14 @@ pub struct EnrollmentRecord {
 }
 
 impl EnrollmentRecord {
-    /// Whether an Authenticate for that push topic would be the renewal of its identity, as far as can be seen without its queue.
+    /// Whether an Authenticate for that push topic would be the renewal of its identity.
     pub fn awaits_renewal(&self, topic: &str, now: Timestamp) -> bool {
-        self.state == EnrollmentState::Enrolled && self.topic == topic && self.renewal_until.is_some_and(|until| until > now)
+        self.state == EnrollmentState::Enrolled && self.topic == topic && self.is_in_renewal(now)
+    }
+
+    /// Whether a command has asked for the renewal of its identity, and the time for it goes on.
+    pub fn is_in_renewal(&self, now: Timestamp) -> bool {
+        self.renewal_until.is_some_and(|until| until > now)
     }
 
     /// Whether a device that authenticates now enrolls anew. One whose first Authenticate was not answered, and which sends it again with the
@@ -280,9 +285,10 @@ macro_rules! select_record {
     ($rest:literal) => {
         concat!(
             "SELECT e.id, e.tenant_id, e.parent_id, e.kind, e.topic, e.state, e.quarantined_by, e.facts, e.url_params, p.last_seen_at, ",
-            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling, e.renewal_until FROM enrollments e ",
+            "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling, ",
+            "CASE WHEN e.erase_command_uuid IS NULL THEN e.renewal_until END FROM enrollments e ",
             "LEFT JOIN enrollment_presence p ON p.enrollment_id = e.id ",
-            "LEFT JOIN certificate_bindings b ON b.enrollment_id = COALESCE(e.parent_id, e.id) AND b.replaced = 0 ",
+            "LEFT JOIN certificate_bindings b ON b.enrollment_id = COALESCE(e.parent_id, e.id) AND b.replaced = 0 AND b.pending = 0 ",
             $rest
         )
     };

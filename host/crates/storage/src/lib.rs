@@ -26,6 +26,7 @@ pub mod push_failures;
 pub mod sealing;
 pub mod tenants;
 pub mod timers;
+pub mod user_verdicts;
 pub mod wakes;
 
 mod database;

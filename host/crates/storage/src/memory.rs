@@ -261,9 +261,10 @@ impl BindingCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate_bindings::Standing;
 
     fn binding(id: &str) -> Binding {
-        Binding { tenant: TenantId::default(), enrollment: EnrollmentId::new(id), replaced: false }
+        Binding { tenant: TenantId::default(), enrollment: EnrollmentId::new(id), standing: Standing::Own }
     }
 
     fn hash(number: usize) -> [u8; 32] {

@@ -6,8 +6,8 @@
 use crate::audit::{self, AuditRow};
 use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::enrollments::{
-    BOOTSTRAP_TOKEN, COUNT_USERS, DELETE_TOKEN, DELETE_TOKEN_UPDATE, DELETE_TOKENS, DISABLE_USERS, INSERT_USER, SELECT_TOKEN, UNLOCK_TOKEN, USERS,
-    merged, store_message, upsert_token,
+    BOOTSTRAP_TOKEN, COUNT_USERS, DELETE_TOKEN, DELETE_TOKEN_UPDATE, INSERT_USER, SELECT_TOKEN, UNLOCK_TOKEN, USERS, forget_secrets_and_users,
+    may_have_unlock_token, merged, store_message, upsert_token,
 };
 use crate::events::{Cause, EnrollmentState, state};
 use crate::keyring::Keyring;
@@ -79,7 +79,7 @@ const BEGIN: &str = "INSERT INTO enrollments \
     ON CONFLICT (id) DO UPDATE SET topic = excluded.topic, state = 'enrolling', generation = enrollments.generation + 1, tally = 0, \
      re_enrolling = 0, awaiting_configuration = NULL, serial_number = excluded.serial_number, model = excluded.model, \
      facts = excluded.facts, url_params = excluded.url_params, decisions = excluded.decisions, push_magic = NULL, push_token = NULL, \
-     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, authenticated_at = excluded.authenticated_at, enrolled_at = NULL, \
+     renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0, erase_command_uuid = NULL, authenticated_at = excluded.authenticated_at, enrolled_at = NULL, \
      checked_out_at = NULL, updated_at = excluded.updated_at";
 // Whether the device waits for its configuration is not taken over: that was said once, and is usually long over.
 const ENROLL: &str = "UPDATE enrollments SET state = 'enrolled', topic = ?, tally = ?, facts = ?, serial_number = ?, model = ?, push_magic = ?, \
@@ -141,8 +141,7 @@ async fn begin(tx: &mut Tx, message: &CheckInMessage, authenticate: &Authenticat
         }
         // It enrolled anew with the other server since it was brought the first time.
         tx.run(DELETE_TOKEN_UPDATE, args![id.as_str()]).await?;
-        tx.run(DELETE_TOKENS, args![id.as_str()]).await?;
-        tx.run(DISABLE_USERS, args![now.as_millis(), now.as_millis(), id.as_str()]).await?;
+        forget_secrets_and_users(tx, id, now).await?;
         clear_queue(tx, &tenant, id, &Cause::default(), now).await?;
         forget_idempotency_keys(tx, id).await?;
     }
@@ -236,7 +235,7 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
     )
     .await?;
     store_message(tx, &tenant, id, "TokenUpdate", &message.raw, now).await?;
-    if let Some(token) = &update.unlock_token {
+    if let Some(token) = update.unlock_token.as_ref().filter(|_| may_have_unlock_token(message.enrollment.kind)) {
         upsert_token(tx, &tenant, id, UNLOCK_TOKEN, token, now).await?;
     }
     Ok((Migrated::Stored, tenant))

@@ -67,6 +67,7 @@ columns! {
     PUSH_TOKEN: "enrollments"."push_token" ["id"];
     MESSAGE: "enrollment_messages"."raw" ["enrollment_id", "message_type"];
     TOKEN: "enrollment_tokens"."token" ["enrollment_id", "name"];
+    USER_AUTH_TOKEN: "user_verdicts"."auth_token" ["device_id", "enrollment_id"];
     CERTIFICATE: "certificate_bindings"."certificate" ["identity"];
     COMMAND_BODY: "commands"."body" ["uuid"];
     REPORT: "command_results"."report" ["enrollment_id", "command_uuid"];

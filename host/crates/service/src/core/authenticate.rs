@@ -1,5 +1,7 @@
 //! Authenticate: a device asks to enroll. It is not enrolled before its first TokenUpdate (edge case 13).
 
+use std::collections::BTreeSet;
+
 use tracing::{info, warn};
 use wasmdm_protocol::checkin::{Authenticate, CheckInMessage};
 use wasmdm_protocol::enrollment::EnrollmentId;
@@ -9,7 +11,7 @@ use wasmdm_storage::enrollments::{self, Authenticated};
 use wasmdm_storage::events::EnrollmentRecord;
 
 use super::{Core, ReEnroll};
-use crate::certificate_binding::names;
+use crate::certificate_binding::{names, refused};
 use crate::enrollment_policy::{Candidate, Verdict};
 use crate::message::DeviceRequest;
 use crate::reply::{Refusal, Reply};
@@ -40,13 +42,12 @@ impl Core {
             if known.as_ref().is_some_and(|record| record.tenant != request.tenant) {
                 return Err(Refusal::bad_request(format!("enrollment {id}: it belongs to another tenant")));
             }
-            let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.replaced);
+            let its_own = bound.as_ref().is_some_and(|bound| bound.enrollment == id && !bound.is_replaced());
             candidate.re_enrolling = known.as_ref().is_some_and(|known| known.would_re_enroll(its_own));
             candidate.renewing = match &known {
                 Some(known) => known.awaits_renewal(&authenticate.topic, self.clock.now()) && !self.names_another(&request, known).await?,
                 None => false,
             };
-            // The window of a renewal is looked at again when it is written.
             let new_certificate = known.as_ref().filter(|_| bound.is_none());
             let mut may_change_certificate = match (&new_certificate, self.options.re_enroll) {
                 (None, _) | (_, ReEnroll::Allow) => true,
@@ -94,6 +95,8 @@ impl Core {
                     document: message.document.clone(),
                     certificate: request.certificate.clone(),
                     may_change_certificate,
+                    // Its window is looked at again when it is written.
+                    may_renew: candidate.renewing,
                     may_share_certificate: self.options.certificates_may_be_shared,
                     url_params: request.url_params.clone(),
                     tags,
@@ -124,21 +127,26 @@ impl Core {
                     );
                     return Ok(Reply::Empty);
                 }
-                Applied::Done(Authenticated::Refused { reason }) => {
-                    warn!(request.id = request.id, enrollment.id = %id, "Enrollment {id} was refused: {reason}");
-                    return Err(Refusal::bad_request(format!("enrollment {id}: {reason}")));
-                }
+                Applied::Done(Authenticated::Refused { reason }) => return Err(refused(&request, &id, &reason)),
                 Applied::Conflict(_) => {}
             }
         }
         Err(Refusal::unavailable("what the enrollment policy read kept changing"))
     }
 
-    /// Whether the certificate says that it is another enrollment's: then it is no renewal of this one's.
+    /// Whether the certificate says that it is another device's, by its id or its serial number, and not that it is this one's: then it is no
+    /// renewal of this one's, whoever sends it.
     async fn names_another(&self, request: &DeviceRequest, known: &EnrollmentRecord) -> Result<bool, Refusal> {
-        for name in request.certificate.names() {
-            let named = self.storage.enrollment(&EnrollmentId::new(name.as_str())).await?;
-            if named.is_some_and(|named| named.id != known.id && named.parent.is_none()) && !names(&request.certificate, known) {
+        if names(&request.certificate, known) {
+            return Ok(false);
+        }
+        // A name counts whatever the case of its letters; rows are found as devices write them.
+        let spellings = |name: String| [name.to_ascii_uppercase(), name.to_ascii_lowercase(), name];
+        let named: BTreeSet<String> = request.certificate.names().into_iter().filter(|name| !name.is_empty()).flat_map(spellings).collect();
+        for name in named {
+            let by_id = self.storage.enrollment(&EnrollmentId::new(name.as_str())).await?;
+            let by_serial_number = self.storage.enrollments_by_serial_number(&known.tenant, &name).await?;
+            if by_id.into_iter().chain(by_serial_number).any(|named| named.parent.is_none() && named.id != known.id) {
                 return Ok(true);
             }
         }
@@ -147,13 +155,6 @@ impl Core {
 
     /// The device is refused, and somebody can see it: a known device came with a certificate that it may not have.
     async fn refuse_takeover(&self, request: &DeviceRequest, id: &EnrollmentId, reason: &str) -> Refusal {
-        metrics::counter!("wasmdm_binding_refusals_total").increment(1);
-        warn!(
-            request.id = request.id,
-            enrollment.id = %id,
-            certificate.sha256 = request.certificate.fingerprint(),
-            "Enrollment {id} was refused with a new certificate: {reason}"
-        );
         if !self.refused_takeovers.contains_key(id) {
             self.refused_takeovers.insert(id.clone(), ());
             let row = self.audit_row(request, id, "enrollment.new-certificate-refused");
@@ -162,7 +163,7 @@ impl Core {
                 warn!(request.id = request.id, "A refused certificate is missing in the audit: {error}");
             }
         }
-        Refusal::bad_request(format!("enrollment {id}: {reason}"))
+        refused(request, id, reason)
     }
 
     fn audit_row(&self, request: &DeviceRequest, id: &EnrollmentId, action: &str) -> AuditRow {

@@ -19,6 +19,9 @@ impl Core {
         if !report.enrollment.kind.is_device_channel() && self.storage.enrollment(&id).await?.is_none() {
             return if report.status == Status::Idle { Ok(Reply::Empty) } else { Err(unknown(&id)) };
         }
+        if let Some(device) = &report.enrollment.parent {
+            self.admit_user(&request, device, &id, Some(&report.document)).await?;
+        }
         self.storage.touch(&id, now);
         let Some(command_uuid) = report.command_uuid.filter(|_| report.status != Status::Idle) else {
             let offer = Offer { reoffer_sent: presence.alone(), only_renewals: self.is_expired(&request) };
@@ -67,6 +70,7 @@ impl Core {
         let (Some(enrollment), Some(command_uuid)) = (&report.enrollment, &report.command_uuid) else {
             return Err(refused());
         };
+        self.admit_whose_command(&request, enrollment, command_uuid).await?;
         let now = self.clock.now();
         let _presence = self.in_flight.enter(&enrollment.id);
         let only_renewals = self.is_expired(&request);

@@ -16,6 +16,7 @@ impl Core {
             .token_update(enrollments::TokenUpdate {
                 tenant: request.tenant,
                 enrollment: message.enrollment,
+                identity: request.certificate.identity,
                 facts: message.facts,
                 topic: update.topic,
                 push_magic: update.push_magic,

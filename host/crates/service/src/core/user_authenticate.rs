@@ -15,11 +15,11 @@ use crate::user_authentication::{Login, UserVerdict};
 
 impl Core {
     pub(super) async fn user_authenticate(&self, request: DeviceRequest, message: CheckInMessage, user: UserAuthenticate) -> Result<Reply, Refusal> {
-        let Some(device) = &message.enrollment.parent else {
+        let Some(device_id) = message.enrollment.parent.clone() else {
             return Err(Refusal::bad_request("UserID: UserAuthenticate is a user's message"));
         };
-        let Some(device) = self.storage.enrollment(device).await?.filter(|record| record.tenant == request.tenant) else {
-            return Err(unknown(device));
+        let Some(device) = self.storage.enrollment(&device_id).await?.filter(|record| record.tenant == request.tenant) else {
+            return Err(unknown(&device_id));
         };
         let id = message.enrollment.id.clone();
         let first = user.digest_response.is_none();
@@ -35,6 +35,8 @@ impl Core {
                 owner.authenticate(&Login { asker, message: message.document, digest_response: user.digest_response }).await?
             }
         };
+        // Before the device learns of it: what it sends next is judged by it.
+        self.keep_verdict(&request, &device_id, &id, first, &answer).await?;
         let verdict = match answer {
             OwnedAnswer::Nobody => UserVerdict::Abstain,
             // A login does not wait: an answer that came later would be for nobody. The user is asked again at the next login.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use wasmdm_protocol::enrollment::{EnrollmentId, EnrollmentKind};
+use wasmdm_protocol::enrollment::{EnrollmentId, EnrollmentKind, TenantId};
 use wasmdm_protocol::plist::{self, Dictionary, Value};
 use wasmdm_service::asker::Asker;
 use wasmdm_service::certificate_binding::BindingRules;
@@ -26,6 +26,8 @@ struct Owner {
     configurations: Mutex<Vec<OwnedAnswer<Option<Configuration>>>>,
     verdicts: Mutex<Vec<OwnedAnswer<UserVerdict>>>,
     asked: Mutex<Vec<String>>,
+    /// The plugin is removed.
+    is_gone: Mutex<bool>,
 }
 
 impl TokenSource for Owner {
@@ -49,6 +51,10 @@ impl UserAuthentication for Owner {
         self.asked.lock().push(format!("{} {} {}", login.asker.enrollment.id, login.asker.topic, login.digest_response.as_deref().unwrap_or("-")));
         let answer = self.verdicts.lock().pop().unwrap_or(OwnedAnswer::Nobody);
         Box::pin(async move { Ok(answer) })
+    }
+
+    fn is_there(&self, _tenant: &TenantId) -> bool {
+        !*self.is_gone.lock()
     }
 }
 
@@ -251,14 +257,116 @@ async fn messages_with_an_auth_token_are_taken_and_it_shows_nowhere() {
     let device = stage.device(1);
     stage.enroll(&device).await;
     let user = user_of(&stage, &device);
-    let with_token = |message: Message| {
-        let text = String::from_utf8(message.body.to_vec()).unwrap();
-        let body = text.replacen("<dict>", "<dict><key>AuthToken</key><string>hush</string>", 1);
-        Message { body: body.into(), ..message }
-    };
     for message in [user.token_update(), user.idle(), user.declarative_management("status", Some(b"{}")), user.check_out()] {
-        assert_eq!(stage.send(&user, with_token(message.unwrap())).await, Ok(Reply::Empty));
+        assert_eq!(stage.send(&user, with_token(message.unwrap(), "hush")).await, Ok(Reply::Empty));
     }
     let record = stage.storage.enrollment(&EnrollmentId::new(user.id())).await.unwrap().unwrap();
     assert!(!format!("{record:?}").contains("hush"));
+}
+
+/// A message of the user's channel with a token.
+fn with_token(message: Message, token: &str) -> Message {
+    let text = String::from_utf8(message.body.to_vec()).unwrap();
+    let body = text.replacen("<dict>", &format!("<dict><key>AuthToken</key><string>{token}</string>"), 1);
+    Message { body: body.into(), ..message }
+}
+
+/// The plugin's verdict was an answer to the Mac and nothing more: one that ignores it had the user's channel, and what waits in it.
+/// Edge case 33.
+#[tokio::test]
+async fn who_was_turned_away_stays_out_whatever_the_device_sends() {
+    let (stage, owner) = stage(false).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    let user = user_of(&stage, &device);
+    let log_in = async |digest: Option<&str>, verdict: OwnedAnswer<UserVerdict>| {
+        owner.verdicts.lock().push(verdict);
+        let _ = stage.send(&user, user.user_authenticate(digest).unwrap()).await;
+    };
+    let given = OwnedAnswer::Given;
+    let challenge = || given(UserVerdict::Challenge("prove it".to_owned()));
+    // Before the user has a channel, and when there is one.
+    for _ in 0..2 {
+        for (first, second) in [
+            (given(UserVerdict::Decline), None),
+            (challenge(), None),
+            (challenge(), Some(given(UserVerdict::Reject))),
+            // Having no opinion of a digest does not make it the right one.
+            (challenge(), Some(given(UserVerdict::Abstain))),
+            (failed(), None),
+        ] {
+            log_in(None, first).await;
+            if let Some(second) = second {
+                log_in(Some("d"), second).await;
+            }
+            let messages = [
+                user.token_update(),
+                user.idle(),
+                user.report("Acknowledged", "U1"),
+                user.declarative_management("tokens", None),
+                user.get_token("t"),
+            ];
+            for message in messages {
+                let refused = stage.send(&user, message.unwrap()).await;
+                // Before there is a channel, a report is refused because of that.
+                assert!(matches!(refused, Err(Refusal::BadRequest { .. })), "{refused:?}");
+            }
+            assert_eq!(stage.send(&device, device.idle().unwrap()).await, Ok(Reply::Empty), "the device is as before");
+            assert_eq!(stage.send(&device, device.set_bootstrap_token(Some(b"b")).unwrap()).await, Ok(Reply::Empty));
+        }
+        log_in(None, given(UserVerdict::NoChallenge)).await;
+        assert_eq!(stage.send(&user, user.token_update().unwrap()).await, Ok(Reply::Empty));
+        assert_eq!(stage.send(&user, user.idle().unwrap()).await, Ok(Reply::Empty));
+    }
+    log_in(None, given(UserVerdict::Decline)).await;
+    bad_request(stage.send(&user, user.idle().unwrap()).await, "`decline`");
+    *owner.is_gone.lock() = true;
+    assert_eq!(stage.send(&user, user.idle().unwrap()).await, Ok(Reply::Empty), "without the plugin nothing is judged");
+    *owner.is_gone.lock() = false;
+    // No opinion is as if there were no such plugin.
+    log_in(None, given(UserVerdict::Abstain)).await;
+    assert_eq!(stage.send(&user, user.idle().unwrap()).await, Ok(Reply::Empty));
+}
+
+/// A report that cannot be read does not say that it is a user's, but it is answered with the user's next command. Edge case 33.
+#[tokio::test]
+async fn a_malformed_report_brings_no_command_of_a_user_who_was_turned_away() {
+    let (stage, owner) = stage(false).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    let user = user_of(&stage, &device);
+    stage.send(&user, user.token_update().unwrap()).await.unwrap();
+    for uuid in ["U1", "U2", "U3"] {
+        crate::identities::queue(&stage, &user, uuid, false).await;
+    }
+    let fetched = |reply: Result<Reply, Refusal>| match reply {
+        Ok(Reply::Command { uuid, .. }) => uuid,
+        other => panic!("{other:?}"),
+    };
+    let malformed = |uuid: &str| device.malformed_report(&device.id(), uuid);
+    assert_eq!(fetched(stage.send(&user, user.idle().unwrap()).await), "U1");
+    assert_eq!(fetched(stage.send(&device, malformed("U1")).await), "U2", "nobody has said anything of the user");
+    owner.verdicts.lock().push(OwnedAnswer::Given(UserVerdict::Decline));
+    assert_eq!(stage.send(&user, user.user_authenticate(None).unwrap()).await, Err(Refusal::Declined));
+    bad_request(stage.send(&device, malformed("U2")).await, "`decline`");
+}
+
+/// Edge case 33.
+#[tokio::test]
+async fn another_token_than_the_one_that_was_given_is_refused() {
+    let (stage, owner) = stage(false).await;
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    let user = user_of(&stage, &device);
+    for (digest, verdict) in [(None, UserVerdict::Challenge("prove it".to_owned())), (Some("d"), UserVerdict::AuthToken("hush".to_owned()))] {
+        owner.verdicts.lock().push(OwnedAnswer::Given(verdict));
+        stage.send(&user, user.user_authenticate(digest).unwrap()).await.unwrap();
+    }
+    let update = || user.token_update().unwrap();
+    assert_eq!(stage.send(&user, with_token(update(), "hush")).await, Ok(Reply::Empty));
+    assert_eq!(stage.send(&user, with_token(user.idle().unwrap(), "hush")).await, Ok(Reply::Empty));
+    // Apple's schema lists the token as a key of no message.
+    assert_eq!(stage.send(&user, update()).await, Ok(Reply::Empty));
+    bad_request(stage.send(&user, with_token(update(), "guessed")).await, "AuthToken");
+    bad_request(stage.send(&user, with_token(user.idle().unwrap(), "guessed")).await, "AuthToken");
 }

@@ -39,7 +39,7 @@ async fn audit(stage: &Stage) -> Vec<String> {
     stage.storage.audit(&TenantId::default(), 100).await.unwrap().into_iter().map(|row| row.action).collect()
 }
 
-async fn queue(stage: &Stage, device: &Device, uuid: &str, renews_identity: bool) {
+pub(crate) async fn queue(stage: &Stage, device: &Device, uuid: &str, renews_identity: bool) {
     let mut command = Dictionary::new();
     command.insert("RequestType".to_owned(), Value::from("InstallProfile"));
     let mut document = Dictionary::new();
@@ -169,6 +169,104 @@ async fn a_renewal_that_a_command_asked_for_keeps_the_queue() {
     assert_eq!(stage.storage.pending_commands(&TenantId::default(), &EnrollmentId::new(device.id())).await.unwrap().len(), 2);
 }
 
+/// A thief with a certificate of the same authority that names another device sent the Authenticate of a device whose renewal was awaited, and got
+/// its tokens and its queue. Edge case 19.
+#[tokio::test]
+async fn a_certificate_that_names_another_device_renews_nothing_and_gets_nothing() {
+    for named_by in ["id", "id in small letters", "serial number"] {
+        let stage = Stage::new().await;
+        let (device, other) = (stage.device(1), stage.device(2));
+        stage.enroll(&device).await;
+        stage.enroll(&other).await;
+        let (tenant, id) = (TenantId::default(), EnrollmentId::new(device.id()));
+        stage.send(&device, device.set_bootstrap_token(Some(b"escrowed")).unwrap()).await.unwrap();
+        queue(&stage, &device, "RENEW", true).await;
+        queue(&stage, &device, "C1", false).await;
+        assert_eq!(fetches(&stage, &device).await.as_deref(), Some("RENEW"));
+        let name = match named_by {
+            "id" => other.id(),
+            "id in small letters" => other.id().to_lowercase(),
+            _ => other.serial_number.clone(),
+        };
+        let thief = renewed(&stage, 1, &name);
+        for message in thief.enrollment_messages().unwrap() {
+            assert_eq!(stage.send(&thief, message).await, Ok(Reply::Empty), "the default lets it enroll, as in NanoMDM");
+        }
+        assert!(!stage.policy.asked.lock().last().unwrap().renewing, "{named_by}");
+        assert_eq!(stage.storage.bootstrap_token(&tenant, &id).await.unwrap(), None, "{named_by}");
+        assert_eq!(fetches(&stage, &thief).await, None, "{named_by}");
+    }
+}
+
+/// An enrolled device with a bootstrap token, to which a command that renews its identity went out, and itself with the next one, which has
+/// authenticated.
+async fn in_renewal(stage: &Stage) -> (Device, Device) {
+    let device = stage.device(1);
+    stage.enroll(&device).await;
+    stage.send(&device, device.set_bootstrap_token(Some(b"escrowed")).unwrap()).await.unwrap();
+    queue(stage, &device, "RENEW", true).await;
+    queue(stage, &device, "C1", false).await;
+    assert_eq!(fetches(stage, &device).await.as_deref(), Some("RENEW"));
+    let again = renewed(stage, 1, "a subject that all share");
+    assert_eq!(stage.send(&again, again.authenticate().unwrap()).await, Ok(Reply::Empty));
+    (device, again)
+}
+
+async fn gets_its_token(stage: &Stage, device: &Device) -> bool {
+    match stage.send(device, device.get_bootstrap_token().unwrap()).await {
+        Ok(Reply::Plist(_)) => true,
+        Err(Refusal::BadRequest { .. }) => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The acknowledgement of the profile that was still signed as before was answered 400, and the renewal was offered once more. Edge case 19.
+#[tokio::test]
+async fn until_a_renewal_is_complete_the_certificate_before_polls_and_reports() {
+    let stage = Stage::new().await;
+    let (device, again) = in_renewal(&stage).await;
+    assert!(polls(&stage, &device).await);
+    let reply = stage.send(&device, device.report("Acknowledged", "RENEW").unwrap()).await.unwrap();
+    assert!(matches!(reply, Reply::Command { uuid, .. } if uuid == "C1"));
+    // Whoever has stolen the old identity gets nothing that the new one is for.
+    assert!(!gets_its_token(&stage, &device).await);
+    assert!(gets_its_token(&stage, &again).await);
+    let certificate = wasmdm_protocol::certificate::Certificate::from_der(device.identity.certificate.clone()).unwrap();
+    let fetched = wasmdm_service::auth_proxy::enrollment_of(&stage.storage, &certificate, stage.clock.now()).await;
+    assert!(matches!(fetched, Err(Refusal::BadRequest { .. })));
+    assert_eq!(stage.send(&again, again.token_update().unwrap()).await, Ok(Reply::Empty));
+    assert!(!polls(&stage, &device).await);
+    assert!(matches!(stage.send(&device, device.authenticate().unwrap()).await, Err(Refusal::BadRequest { .. })));
+    assert!(polls(&stage, &again).await);
+}
+
+/// A device whose TokenUpdate never came through, and which fell back to the certificate that it had, was answered 400 for ever. Edge case 19.
+#[tokio::test]
+async fn a_device_that_falls_back_for_good_is_served_as_before() {
+    for says in ["TokenUpdate", "Authenticate", "Error", "nothing, for a day"] {
+        let stage = Stage::new().await;
+        let (device, again) = in_renewal(&stage).await;
+        match says {
+            "TokenUpdate" => assert_eq!(stage.send(&device, device.token_update().unwrap()).await, Ok(Reply::Empty)),
+            "Authenticate" => stage.enroll(&device).await,
+            "Error" => assert!(stage.send(&device, device.error_report("RENEW").unwrap()).await.is_ok()),
+            _ => stage.clock.advance(Duration::from_hours(25)),
+        }
+        assert!(gets_its_token(&stage, &device).await, "{says}");
+        assert!(polls(&stage, &device).await, "{says}");
+        let record = stage.storage.enrollment(&EnrollmentId::new(device.id())).await.unwrap().unwrap();
+        assert!(!record.re_enrolling, "{says}: it goes on as it was");
+        if says == "TokenUpdate" {
+            // The day is not over: the same profile may be installed once more.
+            for message in again.enrollment_messages().unwrap() {
+                assert_eq!(stage.send(&again, message).await, Ok(Reply::Empty));
+            }
+            assert!(stage.policy.asked.lock().last().unwrap().renewing);
+            assert!(polls(&stage, &again).await && !polls(&stage, &device).await);
+        }
+    }
+}
+
 /// Edge case 22. Devices go on with an expired identity; those that the operator lets in get what renews it, and can do nothing else.
 #[tokio::test]
 async fn an_expired_identity_gets_a_renewal_and_nothing_else() {
@@ -226,6 +324,7 @@ async fn a_device_without_a_certificate_takes_one_only_where_that_is_wanted() {
             document: Value::Dictionary(Dictionary::new()),
             certificate: wasmdm_protocol::certificate::Certificate::from_der(one.identity.certificate.clone()).unwrap(),
             may_change_certificate: true,
+            may_renew: false,
             may_share_certificate: true,
             url_params: std::collections::BTreeMap::new(),
             tags: Vec::new(),

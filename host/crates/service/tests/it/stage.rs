@@ -56,7 +56,10 @@ impl Stage {
         let parsed = if message.is_check_in() {
             Message::CheckIn(Box::new(CheckInMessage::parse(message.body).unwrap()))
         } else {
-            Message::Report(Box::new(Report::parse(message.body).unwrap()))
+            match Report::parse(message.body) {
+                Ok(report) => Message::Report(Box::new(report)),
+                Err(malformed) => Message::Malformed(malformed),
+            }
         };
         self.service.handle(request, parsed).await
     }

@@ -1,6 +1,6 @@
 use crate::fixture::*;
 use wasmdm_protocol::certificate::Certificate;
-use wasmdm_storage::certificate_bindings::{Associated, Association, CertificateOwner, Reason};
+use wasmdm_storage::certificate_bindings::{Associated, Association, Binding, CertificateOwner, Reason};
 use wasmdm_storage::enrollments::Authenticated;
 
 /// Edge case 23.
@@ -10,7 +10,7 @@ pub(crate) async fn a_certificate_belongs_to_one_enrollment(database: &Database)
     assert!(matches!(done, Authenticated::Refused { .. }));
     assert!(database.storage().enrollment(&id("B")).await.unwrap().is_none());
     let binding = database.storage().certificate_binding(&certificate("A").identity).await.unwrap().unwrap();
-    assert_eq!((binding.enrollment.as_str(), binding.replaced), ("A", false));
+    assert_eq!((binding.enrollment.as_str(), binding.is_replaced()), ("A", false));
     assert_eq!(database.storage().certificate_binding(&[9; 32]).await.unwrap(), None);
 }
 
@@ -42,7 +42,7 @@ pub(crate) async fn a_new_certificate_replaces_the_old_one_at_commit(database: &
     database.enroll("A").await;
     let replaced = async |name: &str| {
         let binding = database.storage().certificate_binding(&certificate(name).identity).await.unwrap();
-        binding.map(|binding| binding.replaced)
+        binding.as_ref().map(Binding::is_replaced)
     };
     // Once from the database, once from the cache.
     assert_eq!(replaced("A").await, Some(false));
@@ -61,8 +61,8 @@ pub(crate) async fn bindings_survive_a_restart(database: &Database) {
     database.try_authenticate(authenticate("A", "A2", 5)).await;
     database.restart().await;
     let binding = async |name: &str| database.storage().certificate_binding(&certificate(name).identity).await.unwrap().unwrap();
-    assert!(binding("A").await.replaced);
-    assert!(!binding("A2").await.replaced);
+    assert!(binding("A").await.is_replaced());
+    assert!(!binding("A2").await.is_replaced());
 }
 
 /// A certificate of that name whose validity begins so many milliseconds later than that of others.
@@ -85,8 +85,8 @@ pub(crate) async fn a_rotated_identity_replaces_the_one_before(database: &Databa
     assert!(associate(database, "A", later("A2", 1000), Reason::Rotation).await);
     assert!(associate(database, "A", later("A2", 1000), Reason::Rotation).await, "two requests at once");
     let binding = async |name: &str| database.storage().certificate_binding(&certificate(name).identity).await.unwrap().unwrap();
-    assert!(binding("A").await.replaced);
-    assert!(!binding("A2").await.replaced);
+    assert!(binding("A").await.is_replaced());
+    assert!(!binding("A2").await.is_replaced());
     assert_eq!(database.poll("A").await.as_deref(), Some("C1"), "the queue goes on");
     let deliveries = database.drain(50).await;
     assert_eq!(deliveries.len(), 1);

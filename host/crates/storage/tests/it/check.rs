@@ -19,6 +19,7 @@ pub(crate) async fn inhabited(database: Database) -> Database {
     update.unlock_token = Some("unlock".into());
     storage.token_update(update).await.unwrap();
     database.enroll_user("A", "jo").await;
+    storage.keep_user_verdict(crate::user_verdicts::given("jo", "token")).await.unwrap();
     for uuid in ["C1", "C2", "C3"] {
         database.queue("A", uuid).await;
     }
@@ -60,6 +61,7 @@ const BREAKS: &[(&str, &str)] = &[
     ("binding-enrollment", "UPDATE certificate_bindings SET enrollment_id = 'ghost'"),
     ("binding-single", "UPDATE certificate_bindings SET replaced = 1"),
     ("binding-single", "DELETE FROM certificate_bindings"),
+    ("binding-renewal", "UPDATE certificate_bindings SET pending = 1, replaced = 1"),
     ("quarantine-tag", "DELETE FROM enrollment_tags"),
     ("topic-tenant", "UPDATE push_topics SET tenant_id = 'nobody'"),
     ("queue-command", "DELETE FROM commands WHERE uuid = 'C2'"),
@@ -90,6 +92,7 @@ const BREAKS_OF_SEALS: &[(&str, &str)] = &[
     ("sealed", "UPDATE enrollments SET push_token = push_magic WHERE id = 'A'"),
     ("sealed", "UPDATE commands SET uuid = 'C9' WHERE uuid = 'C2'"),
     ("sealed", "UPDATE audit SET at = at + 1"),
+    ("sealed", "UPDATE user_verdicts SET enrollment_id = 'A:al'"),
     ("sealed", "UPDATE orphan_reports SET tenant_id = 'other'"),
     ("format-commands-body", "DELETE FROM sealing_keys"),
 ];

@@ -155,6 +155,61 @@ pub(crate) async fn an_absent_unlock_token_keeps_the_old_one(database: &Database
     assert_eq!(database.storage().unlock_token(&default(), &id("A")).await.unwrap(), Some(Bytes::from_static(b"unlock")));
 }
 
+/// Apple forbids them on Shared iPad and in User Enrollment. They were kept all the same. Edge case 16.
+pub(crate) async fn an_unlock_token_is_kept_of_a_devices_own_channel_only(database: &Database) {
+    use wasmdm_protocol::enrollment::EnrollmentKind;
+    for kind in EnrollmentKind::ALL {
+        let device = format!("D-{}", kind.as_str());
+        let mut authenticate = authenticate(&device, &device, 0);
+        let mut update = if kind.is_device_channel() {
+            authenticate.enrollment.kind = kind;
+            token_update(&device, 2)
+        } else {
+            user_token_update(&device, "jo", 2)
+        };
+        database.try_authenticate(authenticate).await;
+        database.token_update(&device, 1).await;
+        update.enrollment.kind = kind;
+        update.unlock_token = Some(Bytes::from_static(b"unlock"));
+        let channel = update.enrollment.id.clone();
+        assert!(!refused(&database.storage().token_update(update).await.unwrap()));
+        let kept = database.storage().unlock_token(&default(), &channel).await.unwrap();
+        assert_eq!(kept.is_some(), kind == EnrollmentKind::Device, "{kind:?}");
+    }
+}
+
+/// Channels that had left were counted among those that could not be woken, for ever. Edge case 35.
+pub(crate) async fn who_leaves_or_begins_anew_is_no_failing_push_any_more(database: &Database) {
+    use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
+    let failure = PushFailure { code: "Unregistered".to_owned(), detail: "gone".to_owned(), fault: "device", token_is_dead: true };
+    for leaves in [true, false] {
+        database.enroll("A").await;
+        database.enroll("B").await;
+        let user = database.enroll_user("A", "jo").await;
+        let attempts = [id("A"), user, id("B")].map(|id| PushAttempt { id, failure: Some(failure.clone()) });
+        database.storage().record_pushes(&default(), attempts.to_vec(), at(10)).await.unwrap();
+        assert_eq!(database.count_rows("push_failures").await, 3);
+        if leaves {
+            database.storage().check_out(&default(), &id("A"), Bytes::new(), at(20)).await.unwrap();
+        } else {
+            database.authenticate("A", 20).await;
+        }
+        assert_eq!(database.storage().count_failing_pushes().await.unwrap(), [("Unregistered".to_owned(), 1)], "{leaves}");
+        assert!(database.storage().failing_push(&default(), &id("B")).await.unwrap().is_some());
+    }
+}
+
+/// A policy's own words stood in plain in a database whose audit is sealed because it holds them.
+pub(crate) async fn why_a_policy_decided_stands_in_sealed_places_only(database: &Database) {
+    database.subscribe("plugin:p", &["enrollment.enrolling"]).await;
+    let mut message = authenticate("A", "A", 0);
+    message.decisions = serde_json::json!([{ "plugin": "guard", "verdict": "quarantine", "reason": "stolen from Jo" }]);
+    database.try_authenticate(message).await;
+    let kept = database.storage().decisions(&id("A")).await.unwrap();
+    assert_eq!(kept, Some(serde_json::json!([{ "plugin": "guard", "verdict": "quarantine" }])));
+    assert_eq!(database.drain(50).await[0].event.data["decisions"][0]["reason"], "stolen from Jo");
+}
+
 /// Edge case 17.
 pub(crate) async fn awaiting_configuration_is_set_and_released(database: &Database) {
     database.subscribe("plugin:p", &["configuration.awaiting", "configuration.released"]).await;

@@ -271,6 +271,7 @@ pub(crate) fn authenticate(device: &str, certificate_name: &str, millis: i64) ->
         document,
         certificate: certificate(certificate_name),
         may_change_certificate: true,
+        may_renew: true,
         may_share_certificate: false,
         url_params: BTreeMap::new(),
         tags: Vec::new(),
@@ -293,6 +294,7 @@ pub(crate) fn token_update(device: &str, millis: i64) -> TokenUpdate {
     TokenUpdate {
         tenant: default(),
         enrollment: Enrollment { id: id(device), parent: None, kind: EnrollmentKind::Device },
+        identity: certificate(device).identity,
         facts: DeviceFacts::default(),
         topic: TOPIC.to_owned(),
         push_magic: "secret-magic".to_owned(),

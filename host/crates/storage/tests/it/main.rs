@@ -28,6 +28,8 @@ mod push_failures;
 mod renewal;
 mod sealing;
 mod timers;
+mod upgrades;
+mod user_verdicts;
 mod wakes;
 
 /// Makes tests of each case, on SQLite.
@@ -78,6 +80,9 @@ cases! {
         a_first_authenticate_that_is_sent_again_is_no_re_enrollment,
         awaiting_configuration_of_an_earlier_enrollment_is_forgotten,
         an_absent_unlock_token_keeps_the_old_one,
+        an_unlock_token_is_kept_of_a_devices_own_channel_only,
+        who_leaves_or_begins_anew_is_no_failing_push_any_more,
+        why_a_policy_decided_stands_in_sealed_places_only,
         awaiting_configuration_is_set_and_released,
         an_empty_bootstrap_token_deletes_it,
         check_out_disables_the_device_and_its_users,
@@ -100,6 +105,10 @@ cases! {
         a_dead_token_is_left_alone_until_the_device_tells_another;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
+        until_the_token_update_behind_it_a_renewal_ends_no_certificate,
+        a_device_that_falls_back_from_a_renewal_has_its_certificate_and_may_try_again,
+        whatever_happens_within_a_renewal_one_certificate_stays,
+        what_may_be_no_renewal_is_none_within_the_day_either,
         any_other_authenticate_begins_anew,
         a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one,
         a_renewal_that_waits_for_its_configuration_was_a_wipe,
@@ -107,6 +116,10 @@ cases! {
         a_certificate_is_shared_only_where_bindings_are_watched,
         an_expired_identity_is_offered_renewals_only,
         the_window_of_a_renewal_survives_a_restart;
+    user_verdicts:
+        what_was_last_said_of_a_user_stands_until_something_else_is_said,
+        a_token_that_was_given_is_compared_where_one_is_brought,
+        users_that_a_device_makes_up_do_not_push_a_verdict_out;
     wakes:
         a_session_that_leaves_deferred_commands_schedules_a_push,
         a_device_that_comes_by_itself_is_waited_for,

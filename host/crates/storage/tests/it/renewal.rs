@@ -1,8 +1,9 @@
 use crate::fixture::*;
 use bytes::Bytes;
 use wasmdm_protocol::report::Status;
-use wasmdm_storage::commands::{CommandOptions, EnqueueOutcome, Offer};
-use wasmdm_storage::enrollments::{Authenticated, TokenUpdated};
+use wasmdm_storage::certificate_bindings::Standing;
+use wasmdm_storage::commands::{CommandOptions, EnqueueOutcome, Offer, Recorded, ReportInput};
+use wasmdm_storage::enrollments::{Authenticated, TokenUpdate, TokenUpdated};
 use wasmdm_storage::events::EnrollmentState;
 
 const HOUR: i64 = 3_600_000;
@@ -21,8 +22,21 @@ async fn renewing(database: &Database) {
     assert_eq!(database.poll("A").await.as_deref(), Some("RENEW"));
 }
 
-async fn replaced(database: &Database, name: &str) -> Option<bool> {
-    database.storage().certificate_binding(&certificate(name).identity).await.unwrap().map(|binding| binding.replaced)
+async fn standing(database: &Database, name: &str) -> Option<Standing> {
+    database.storage().certificate_binding(&certificate(name).identity).await.unwrap().map(|binding| binding.standing)
+}
+
+async fn standings<const N: usize>(database: &Database, names: [&str; N]) -> [Option<Standing>; N] {
+    let mut standings = [None; N];
+    for (of, name) in standings.iter_mut().zip(names) {
+        *of = standing(database, name).await;
+    }
+    standings
+}
+
+/// Of the device `A`, signed with the certificate of that name.
+fn token_update_by(name: &str, millis: i64) -> TokenUpdate {
+    TokenUpdate { identity: certificate(name).identity, ..token_update("A", millis) }
 }
 
 async fn kept_everything(database: &Database) -> bool {
@@ -46,20 +60,106 @@ pub(crate) async fn an_authenticate_that_a_command_asked_for_is_a_renewal_and_ke
         assert_eq!(done, Authenticated::Renewed);
         assert!(kept_everything(database).await);
     }
-    assert_eq!((replaced(database, "A").await, replaced(database, "A2").await), (Some(true), Some(false)));
-    let done = database.storage().token_update(token_update("A", 40)).await.unwrap();
+    let done = database.storage().token_update(token_update_by("A2", 40)).await.unwrap();
     assert_eq!(done, TokenUpdated::Stored { tally: 2 }, "the enrollment goes on");
     assert!(kept_everything(database).await);
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Replaced), Some(Standing::Own)]);
     let deliveries = database.drain(50).await;
     assert_eq!(deliveries.iter().map(|delivery| delivery.event.topic.as_str()).collect::<Vec<_>>(), ["identity.renewed"]);
     let event = &deliveries[0].event;
     assert_eq!(event.data["how"], "renewal");
-    assert_eq!(event.data["message"]["MessageType"], "Authenticate");
+    assert_eq!(event.data["message"]["MessageType"], "TokenUpdate");
+    assert_eq!(event.who.as_ref().unwrap().facts["certificate"]["subject"], "CN=A2");
     assert!(event.data["previous_certificate"].as_str().unwrap().starts_with("41"), "{}", event.data);
     // It is over: what comes next is a new enrollment.
     let done = database.try_authenticate(authenticate("A", "A3", 60)).await;
     assert_eq!(done, Authenticated::Stored { re_enrolling: true });
     assert_eq!(database.state("A", "WAITS").await, "cancelled");
+}
+
+/// Edge case 19. The Authenticate ended the certificate before: a device whose TokenUpdate was answered 503, and which fell back to what it had,
+/// was answered 400 for ever.
+pub(crate) async fn until_the_token_update_behind_it_a_renewal_ends_no_certificate(database: &Database) {
+    renewing(database).await;
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Own), None]);
+    assert_eq!(database.try_authenticate(authenticate("A", "A2", 30)).await, Authenticated::Renewed);
+    for _ in 0..2 {
+        assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Outgoing), Some(Standing::Incoming)]);
+        database.restart().await;
+    }
+    // It installs the profile once more, and its authority issues another certificate each time.
+    assert_eq!(database.try_authenticate(authenticate("A", "A3", 31)).await, Authenticated::Renewed);
+    assert_eq!(standings(database, ["A", "A2", "A3"]).await, [Some(Standing::Outgoing), None, Some(Standing::Incoming)]);
+    database.assert_sound().await;
+    // A user's TokenUpdate says nothing of the device's identity.
+    database.storage().token_update(user_token_update("A", "jo", 32)).await.unwrap();
+    assert_eq!(standing(database, "A").await, Some(Standing::Outgoing));
+    database.storage().token_update(token_update_by("A3", 33)).await.unwrap();
+    assert_eq!(standings(database, ["A", "A2", "A3"]).await, [Some(Standing::Replaced), None, Some(Standing::Own)]);
+    assert!(kept_everything(database).await);
+}
+
+/// Edge case 19. What a renewal has brought came to nothing, and the device goes on with the certificate that it had.
+pub(crate) async fn a_device_that_falls_back_from_a_renewal_has_its_certificate_and_may_try_again(database: &Database) {
+    renewing(database).await;
+    database.subscribe("plugin:p", &["enrollment.*", "identity.renewed"]).await;
+    assert_eq!(database.try_authenticate(authenticate("A", "A2", 30)).await, Authenticated::Renewed);
+    let mut update = token_update_by("A", 31);
+    // Who was wiped would not have the old certificate any more.
+    update.awaiting_configuration = Some(true);
+    assert_eq!(database.storage().token_update(update).await.unwrap(), TokenUpdated::Stored { tally: 2 });
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Own), None]);
+    assert!(kept_everything(database).await);
+
+    assert_eq!(database.try_authenticate(authenticate("A", "A2", 32)).await, Authenticated::Renewed, "the day is not over");
+    assert_eq!(database.try_authenticate(authenticate("A", "A", 33)).await, Authenticated::Renewed, "with its own it may always");
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Own), None]);
+    database.storage().token_update(token_update_by("A", 34)).await.unwrap();
+    assert!(kept_everything(database).await);
+    assert!(database.drain_topics(50).await.is_empty(), "nothing was renewed");
+    let done = database.try_authenticate(authenticate("A", "A3", 60)).await;
+    assert_eq!(done, Authenticated::Stored { re_enrolling: true }, "it is over");
+    assert_eq!(standings(database, ["A", "A3"]).await, [Some(Standing::Replaced), Some(Standing::Own)]);
+}
+
+/// Edge case 19. A device that begins anew, or whose system renews its identity, in the middle of a renewal has one certificate in the end.
+pub(crate) async fn whatever_happens_within_a_renewal_one_certificate_stays(database: &Database) {
+    for (number, comes_with) in ["new", "incoming", "own"].into_iter().enumerate() {
+        let device = format!("D{number}");
+        database.enroll(&device).await;
+        let options = CommandOptions { renews_identity: true, ..CommandOptions::default() };
+        database.queue_with(&device, &format!("R{number}"), "InstallProfile", options, "api:test").await;
+        database.poll(&device).await;
+        let [new, incoming] = [format!("{device}-new"), format!("{device}-incoming")];
+        let done = database.try_authenticate(authenticate(&device, &incoming, 30)).await;
+        assert_eq!(done, Authenticated::Renewed);
+        let with = if comes_with == "new" {
+            &new
+        } else if comes_with == "incoming" {
+            &incoming
+        } else {
+            &device
+        };
+        let done = database.try_authenticate(authenticate(&device, with, 20 + 24 * HOUR)).await;
+        assert_eq!(done, Authenticated::Stored { re_enrolling: true });
+        assert_eq!(standing(database, with).await, Some(Standing::Own), "{comes_with}");
+        let others = [&new, &incoming, &device].into_iter().filter(|name| *name != with);
+        for other in others {
+            assert!(standing(database, other).await.is_none_or(|standing| standing == Standing::Replaced), "{comes_with}: {other}");
+        }
+        database.assert_sound().await;
+    }
+}
+
+/// Edge case 19. With the default of `--re-enroll` a certificate that names another device was let through as a renewal, and got the tokens and
+/// the queue of a device that was not its own: whoever calls says whether it may be one.
+pub(crate) async fn what_may_be_no_renewal_is_none_within_the_day_either(database: &Database) {
+    renewing(database).await;
+    let mut message = authenticate("A", "A2", 30);
+    message.may_renew = false;
+    assert_eq!(database.try_authenticate(message).await, Authenticated::Stored { re_enrolling: true });
+    assert!(!kept_everything(database).await);
+    assert_eq!(database.storage().bootstrap_token(&default(), &id("A")).await.unwrap(), None);
 }
 
 /// Edge case 19. Nobody asked for it, or not within a day, or the device did not do it.
@@ -81,23 +181,50 @@ pub(crate) async fn any_other_authenticate_begins_anew(database: &Database) {
     }
 }
 
-/// Edges 19 and 30. A wipe makes a new device of it, whatever was asked for before.
-/// Edge case 19.
+/// Edge cases 19 and 30. A wipe makes a new device of it, whatever was asked for before. One whose `EraseDevice` had expired, was cancelled or was
+/// answered by a report that could not be read came back as the old one, with its queue and its tokens.
 pub(crate) async fn a_device_that_is_wiped_within_the_day_comes_back_as_a_new_one(database: &Database) {
-    for (number, acknowledged) in [true, false].into_iter().enumerate() {
+    let [error, format_error] = [Some(Status::Error), Some(Status::CommandFormatError)];
+    let cases = [
+        (Some(Status::Acknowledged), "open", false),
+        (None, "open", false),
+        // Whatever became of it here: it went out, and the device has not said that it failed.
+        (None, "cancelled", false),
+        (None, "expired", false),
+        (None, "malformed", false),
+        (error.clone(), "open", true),
+        (format_error.clone(), "open", true),
+        (error, "cancelled", true),
+        (format_error, "expired", true),
+    ];
+    for (number, (said, became, is_renewal)) in cases.into_iter().enumerate() {
+        let storage = database.storage();
         let device = format!("D{number}");
         database.enroll(&device).await;
         let options = CommandOptions { renews_identity: true, ..CommandOptions::default() };
         database.queue_with(&device, &format!("R{number}"), "InstallProfile", options, "api:test").await;
-        database.queue_with(&device, &format!("E{number}"), "EraseDevice", CommandOptions::default(), "api:test").await;
+        let erase = format!("E{number}");
+        let options = CommandOptions { expires_at: Some(at(35)), ..CommandOptions::default() };
+        database.queue_with(&device, &erase, "EraseDevice", options, "api:test").await;
         assert_eq!(database.poll(&device).await, Some(format!("R{number}")));
         let (_, next) = database.report(&device, &format!("R{number}"), Status::Acknowledged).await;
-        assert_eq!(next, Some(format!("E{number}")));
-        if acknowledged {
-            database.report(&device, &format!("E{number}"), Status::Acknowledged).await;
+        assert_eq!(next.as_ref(), Some(&erase));
+        match became {
+            "cancelled" => assert!(storage.cancel_command(&default(), &id(&device), &erase, at(31)).await.unwrap()),
+            "expired" => assert_eq!(storage.expire_commands(at(36)).await.unwrap(), 1),
+            "malformed" => {
+                let malformed = ReportInput { status: None, document: None, ..report(&device, &erase, Status::Acknowledged) };
+                assert_eq!(storage.report(malformed, false).await.unwrap().0, Recorded::Final);
+            }
+            _ => {}
+        }
+        if let Some(said) = said.clone() {
+            database.report(&device, &erase, said).await;
         }
         let done = database.try_authenticate(authenticate(&device, &format!("D{number}-new"), 40)).await;
-        assert_eq!(done, Authenticated::Stored { re_enrolling: true }, "acknowledged: {acknowledged}");
+        let expected = if is_renewal { Authenticated::Renewed } else { Authenticated::Stored { re_enrolling: true } };
+        assert_eq!(done, expected, "{said:?} {became}");
+        storage.cancel_command(&default(), &id(&device), &erase, at(41)).await.unwrap();
     }
 }
 
@@ -106,7 +233,7 @@ pub(crate) async fn a_renewal_that_waits_for_its_configuration_was_a_wipe(databa
     renewing(database).await;
     database.subscribe("plugin:p", &["enrollment.enrolled", "configuration.awaiting"]).await;
     assert_eq!(database.try_authenticate(authenticate("A", "A2", 30)).await, Authenticated::Renewed);
-    let mut update = token_update("A", 40);
+    let mut update = token_update_by("A2", 40);
     update.awaiting_configuration = Some(true);
     update.unlock_token = Some(Bytes::from_static(b"unlock"));
     assert_eq!(database.storage().token_update(update).await.unwrap(), TokenUpdated::Stored { tally: 1 });
@@ -129,7 +256,7 @@ pub(crate) async fn a_new_certificate_is_refused_where_it_may_not_be(database: &
         message
     };
     assert!(matches!(database.try_authenticate(strict("A2", 10)).await, Authenticated::Refused { .. }));
-    assert_eq!((replaced(database, "A").await, replaced(database, "A2").await), (Some(false), None));
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Own), None]);
     assert_eq!(database.try_authenticate(strict("A", 11)).await, Authenticated::Stored { re_enrolling: true }, "its own it may bring again");
     let mut new = authenticate("B", "B", 12);
     new.may_change_certificate = false;
@@ -144,8 +271,8 @@ pub(crate) async fn a_certificate_is_shared_only_where_bindings_are_watched(data
     clone.may_share_certificate = true;
     assert_eq!(database.try_authenticate(clone).await, Authenticated::Stored { re_enrolling: true });
     let bound = database.storage().certificate_binding(&certificate("A").identity).await.unwrap().unwrap();
-    assert_eq!((bound.enrollment.as_str(), bound.replaced), ("A", false));
-    assert_eq!(replaced(database, "B").await, Some(false));
+    assert_eq!((bound.enrollment.as_str(), bound.is_replaced()), ("A", false));
+    assert_eq!(standing(database, "B").await, Some(Standing::Own));
 }
 
 /// Edge case 22. A device whose identity has expired gets nothing but what renews it.

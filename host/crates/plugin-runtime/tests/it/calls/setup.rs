@@ -127,6 +127,7 @@ impl Server {
             document: candidate.message,
             certificate: candidate.certificate,
             may_change_certificate: true,
+            may_renew: false,
             may_share_certificate: false,
             url_params: candidate.url_params,
             tags: Vec::new(),
