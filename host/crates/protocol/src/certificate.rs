@@ -25,6 +25,9 @@ use crate::ber::{self, Reader};
 use crate::signature::{self, Hash, PublicKey, Scheme};
 use crate::time::Timestamp;
 
+/// Certificates have about ten. Each is compared with all before it, and that before anybody has vouched for one of them.
+const MAX_EXTENSIONS: usize = 64;
+
 /// A certificate of X.509, any version. That it can be read says nothing of whether it can be trusted.
 #[derive(Clone)]
 pub struct Certificate {
@@ -201,6 +204,9 @@ impl Details {
             name_constraints: None,
             unknown_critical: None,
         };
+        if tbs.extensions().len() > MAX_EXTENSIONS {
+            return Err(CertificateError::new(format!("it has more than {MAX_EXTENSIONS} extensions")));
+        }
         let mut seen = Vec::new();
         for extension in tbs.extensions() {
             if seen.contains(&extension.oid.as_bytes()) {
