@@ -11,7 +11,7 @@ mod names;
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
+use aws_lc_rs::digest::{self, Digest};
 use bytes::Bytes;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
@@ -166,6 +166,11 @@ impl Certificate {
     /// Checks a signature of this certificate's key.
     pub(crate) fn verify(&self, scheme: Scheme, hash: Hash, message: &[u8], signature: &[u8]) -> Result<(), signature::Unverified> {
         self.details.key.verify(scheme, hash, message, signature)
+    }
+
+    /// The same of a message that came in parts.
+    pub(crate) fn verify_digest(&self, scheme: Scheme, hash: Hash, digest: &Digest, signature: &[u8]) -> Result<(), signature::Unverified> {
+        self.details.key.verify_digest(scheme, hash, digest, signature)
     }
 
     pub(crate) fn subject_key_id(&self) -> Option<&[u8]> {
