@@ -193,6 +193,7 @@ fn check_in_message(request: &DeviceRequest, check_in: &CheckInMessage) -> Devic
         status: None,
         command_uuid: None,
         document: check_in.document.clone(),
+        is_cleaned: check_in.is_cleaned,
         raw: check_in.raw.clone(),
         url_params: request.url_params.clone(),
     }
@@ -204,6 +205,7 @@ fn report_message(request: &DeviceRequest, report: &Report) -> DeviceMessage {
         status: Some(report.status.as_str().to_owned()),
         command_uuid: report.command_uuid.clone(),
         document: report.document.clone(),
+        is_cleaned: false,
         raw: report.raw.clone(),
         url_params: request.url_params.clone(),
     }

@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, TenantId};
+use wasmdm_protocol::json::without_secrets;
 use wasmdm_protocol::plist;
 use wasmdm_protocol::time::Timestamp;
 
@@ -37,6 +38,8 @@ pub struct DeviceMessage {
     pub command_uuid: Option<String>,
     /// Parsed.
     pub document: plist::Value,
+    /// `document` lacks secrets that `raw` has.
+    pub is_cleaned: bool,
     /// As received.
     pub raw: Bytes,
     /// The query of the URL.
@@ -68,7 +71,8 @@ impl DeviceMessage {
                 event.insert(name.to_owned(), value.into());
             }
         }
-        let cleaned = Some(wasmdm_protocol::json::without_secrets(&self.document)).filter(|cleaned| !with_secrets && *cleaned != self.document);
+        let cleaned =
+            if with_secrets { None } else { Some(without_secrets(&self.document)).filter(|cleaned| self.is_cleaned || *cleaned != self.document) };
         let payload = cleaned.as_ref().map_or_else(|| self.raw.clone(), plist::to_xml);
         event.insert("raw_payload".to_owned(), STANDARD.encode(payload).into());
         if !self.url_params.is_empty() {
