@@ -314,11 +314,19 @@ impl Storage {
             .map(|row| {
                 let place: [&(dyn fmt::Display + Sync); 3] = [id, &row.text(0)?, &row.int(3)?];
                 let report = self.keyring().at(&sealed::ORPHAN_REPORT, tenant, &place).open(row.blob(2)?)?;
-                Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report, received_at: row.time(3)? })
+                // Those of earlier versions are whole.
+                let length = match row.opt_int(4)? {
+                    Some(length) => u64::try_from(length).unwrap_or_default(),
+                    None => u64::try_from(report.len()).unwrap_or(u64::MAX),
+                };
+                Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report, length, received_at: row.time(3)? })
             })
             .collect()
     }
 }
+
+/// Of a longer orphan no more is kept: a device can send as many as it likes.
+pub const LONGEST_ORPHAN: usize = 1024 * 1024;
 
 /// A report that belonged to no open command.
 #[derive(Clone)]
@@ -327,8 +335,10 @@ pub struct OrphanReport {
     pub command_uuid: String,
     /// Its status.
     pub status: String,
-    /// As received.
+    /// As received, up to [`LONGEST_ORPHAN`].
     pub report: Bytes,
+    /// How long it was: what is beyond `report` was cut off.
+    pub length: u64,
     /// When.
     pub received_at: Timestamp,
 }
@@ -340,7 +350,7 @@ impl fmt::Debug for OrphanReport {
     }
 }
 
-/// Orphans that are kept of an enrollment, and their bytes. The newest stays, however long it is.
+/// Orphans that are kept of a device and its users together, and their bytes. The newest stays.
 const ORPHANS: i64 = 100;
 const ORPHAN_BYTES: i64 = 1024 * 1024;
 
@@ -402,12 +412,12 @@ const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (enrollment_id, command_uuid) DO UPDATE SET status = excluded.status, \
     is_final = excluded.is_final, report = excluded.report, received_at = excluded.received_at";
 static FINISH_WITH_RESULT: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_RESULT, FINISH]));
-const INSERT_ORPHAN: &str =
-    "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at) VALUES (?, ?, ?, ?, ?, ?)";
+const INSERT_ORPHAN: &str = "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at, length, device_id) \
+    SELECT ?, ?, ?, ?, ?, ?, ?, COALESCE(parent_id, id) FROM enrollments WHERE id = ?";
 const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE sequence IN (SELECT sequence FROM (SELECT sequence, \
     ROW_NUMBER() OVER (ORDER BY sequence DESC) AS place, SUM(LENGTH(report)) OVER (ORDER BY sequence DESC) AS bytes \
-    FROM orphan_reports WHERE enrollment_id = ?) kept WHERE place > ? OR (place > 1 AND bytes > ?))";
-const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
+    FROM orphan_reports WHERE device_id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)) kept WHERE place > ? OR (place > 1 AND bytes > ?))";
+const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at, length FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
     ORDER BY sequence DESC LIMIT ?";
 const SELECT_PARENT: &str = "SELECT parent_id FROM enrollments WHERE id = ? AND tenant_id = ?";
 // Whether a command was sent to its device as it is enrolled now, and not in an enrollment before.
@@ -768,8 +778,10 @@ async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) 
 async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {
     let ReportInput { tenant, command_uuid, raw, .. } = input;
     let now = input.now.as_millis();
-    let report = tx.keyring.at(&sealed::ORPHAN_REPORT, tenant, &[id, command_uuid, &now]).seal(raw)?;
-    tx.run(INSERT_ORPHAN, args![tenant.as_str(), id.as_str(), command_uuid.as_str(), status, report, now]).await?;
+    let length = i64::try_from(raw.len()).unwrap_or(i64::MAX);
+    let raw = raw.slice(..raw.len().min(LONGEST_ORPHAN));
+    let report = tx.keyring.at(&sealed::ORPHAN_REPORT, tenant, &[id, command_uuid, &now]).seal(&raw)?;
+    tx.run(INSERT_ORPHAN, args![tenant.as_str(), id.as_str(), command_uuid.as_str(), status, report, now, length, id.as_str()]).await?;
     tx.run(TRIM_ORPHANS, args![id.as_str(), ORPHANS, ORPHAN_BYTES]).await?;
     Ok(Recorded::Orphan)
 }

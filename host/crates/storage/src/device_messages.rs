@@ -7,6 +7,7 @@
 
 use crate::Storage;
 use crate::StorageError;
+use crate::commands::LONGEST_ORPHAN;
 use crate::events::{Cause, Happened, emit};
 use crate::writer::Tx;
 use base64::Engine as _;
@@ -24,8 +25,6 @@ use wasmdm_protocol::time::Timestamp;
 /// The beginnings of the topics of messages without their secrets, and with them.
 const WITHOUT_SECRETS: &str = "mdm.";
 const WITH_SECRETS: &str = "mdm+secrets.";
-/// Of a report that belongs to no command; a device could fill the disk with them.
-const LONGEST_ORPHAN: usize = 1024 * 1024;
 
 /// What a device has sent.
 #[derive(Clone)]

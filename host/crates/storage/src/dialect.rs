@@ -72,6 +72,7 @@ impl Dialect {
                 (4, "push failures", include_str!("../migrations/sqlite/0004_push_failures.sql")),
                 (5, "mass pushes", include_str!("../migrations/sqlite/0005_mass_pushes.sql")),
                 (6, "push certificate expiry", include_str!("../migrations/sqlite/0006_push_certificate_expiry.sql")),
+                (9, "orphans by device", include_str!("../migrations/sqlite/0009_orphans_by_device.sql")),
             ],
         };
         let migrations = files

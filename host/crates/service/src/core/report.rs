@@ -1,8 +1,9 @@
-//! Command reports and Idle polls (edge cases 4, 10, 36–40).
+//! Command reports and Idle polls (edge cases 4, 5, 10, 36–40).
 
 use tracing::{debug, warn};
+use wasmdm_protocol::enrollment::Enrollment;
 use wasmdm_protocol::report::{MalformedReport, Report, Status};
-use wasmdm_storage::commands::{NextCommand, Offer, Recorded, ReportInput};
+use wasmdm_storage::commands::{LONGEST_ORPHAN, NextCommand, Offer, Recorded, ReportInput};
 
 use super::Core;
 use super::check_out::unknown;
@@ -24,6 +25,7 @@ impl Core {
             return Ok(command(self.storage.poll(&request.tenant, &id, offer, now).await?));
         };
         let only_renewals = self.is_expired(&request);
+        let kept = if report.raw.len() > LONGEST_ORPHAN { "the beginning of the report is kept" } else { "the report is kept" };
         let (recorded, next) = self
             .storage
             .report(
@@ -45,7 +47,7 @@ impl Core {
                 request.id = request.id,
                 enrollment.id = %id,
                 command.uuid = command_uuid,
-                "Enrollment {id} reported a command that is not open; the report is kept"
+                "Enrollment {id} reported a command that is not open; {kept}"
             ),
             Recorded::Final | Recorded::NotNow | Recorded::Repeated => {
                 if let Status::Unknown(status) = &report.status {
