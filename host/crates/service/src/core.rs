@@ -36,8 +36,8 @@ use crate::user_authentication::UserAuthentication;
 
 /// Hears of Idle polls, which leave no trace in the database.
 pub trait PollListener: std::fmt::Debug + Send + Sync + 'static {
-    /// Whether it wants to.
-    fn listens(&self) -> bool;
+    /// Whether it wants to hear of one of that many bytes.
+    fn listens(&self, length: usize) -> bool;
     /// Must not wait: what it cannot take is lost.
     fn polled(&self, message: DeviceMessage, at: Timestamp);
 }
@@ -164,7 +164,7 @@ impl Service for Core {
                 }
                 Message::Report(report) if report.status == Status::Idle => {
                     // A poll stays free of writes.
-                    if let Some(listener) = self.options.poll_listener.as_ref().filter(|listener| listener.listens()) {
+                    if let Some(listener) = self.options.poll_listener.as_ref().filter(|listener| listener.listens(report.raw.len())) {
                         listener.polled(report_message(&request, report), self.clock.now());
                     }
                     None
