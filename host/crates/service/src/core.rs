@@ -86,17 +86,23 @@ pub struct Core {
     options: Options,
     /// Enrollments of which it was written down a moment ago that they were refused with a new certificate.
     refused_takeovers: Cache<EnrollmentId, ()>,
+    /// How often the report of a command was too large, by enrollment and `CommandUUID`. Forgotten at a restart: it only takes longer then.
+    oversized: Cache<(EnrollmentId, String), u32>,
 }
 
 /// Refusals of the same device are written down once in this time, for so many devices.
 const TAKEOVER_ROWS_EVERY: Duration = Duration::from_mins(1);
 const TAKEOVER_ROWS_OF: u64 = 10_000;
+/// For how many commands it is remembered that their report was too large, and for how long after the last one.
+const OVERSIZED_OF: u64 = 10_000;
+const OVERSIZED_FOR: Duration = Duration::from_hours(24 * 7);
 
 impl Core {
     /// A service over `storage` that asks `policy` before it stores an Authenticate.
     pub fn new(storage: Storage, clock: Arc<dyn Clock>, policy: Arc<dyn EnrollmentPolicy>, options: Options) -> Self {
         let refused_takeovers = Cache::builder().max_capacity(TAKEOVER_ROWS_OF).time_to_live(TAKEOVER_ROWS_EVERY).build();
-        Self { storage, clock, policy, in_flight: InFlight::default(), options, refused_takeovers }
+        let oversized = Cache::builder().max_capacity(OVERSIZED_OF).time_to_idle(OVERSIZED_FOR).build();
+        Self { storage, clock, policy, in_flight: InFlight::default(), options, refused_takeovers, oversized }
     }
 
     /// Whether the identity that the request came with has expired. The operator may let such devices go on for a while, but then only to get
@@ -150,6 +156,7 @@ impl Core {
             Message::CheckIn(message) => self.check_in(request, *message).await,
             Message::Report(report) => self.report(request, *report).await,
             Message::Malformed(report) => self.malformed_report(request, *report).await,
+            Message::Oversized(device) => self.oversized_report(request, device).await,
         }
     }
 }
@@ -174,7 +181,7 @@ impl Service for Core {
                     self.storage.on_behalf_of(&request.tenant, CONNECT, Some(report.status.as_str()), heard)
                 }
                 // It says nothing that could be believed, so nobody is told.
-                Message::Malformed(_) => None,
+                Message::Malformed(_) | Message::Oversized(_) => None,
             };
             match on_behalf_of {
                 Some(storage) => Self { storage, ..self.clone() }.answer(request, message).await,

@@ -262,6 +262,34 @@ impl Storage {
         .await
     }
 
+    /// What a device, or a user of it, was last given and has not answered: the enrollment and the `CommandUUID`. A report of which nothing
+    /// could be read is taken for its answer.
+    pub async fn last_sent(&self, tenant: &TenantId, device: &EnrollmentId) -> Result<Option<(EnrollmentId, String)>, StorageError> {
+        let row = self.read_one(SELECT_LAST_SENT, args![tenant.as_str(), device.as_str(), device.as_str()]).await?;
+        row.map(|row| Row::of(&row).map(|row| (row.enrollment, row.uuid))).transpose()
+    }
+
+    /// Ends a command that was sent and whose report is never taken, as errored. `false`: it was answered meanwhile.
+    pub async fn end_oversized(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.to_owned());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.clone());
+            Box::pin(async move {
+                let row = tx.one(SELECT_QUEUED, args![id.as_str(), uuid.as_str(), tenant.as_str()]).await?;
+                let Some(row) = row.map(|row| Row::of(&row)).transpose()?.filter(|row| row.state == "sent") else {
+                    return Ok(Outcome::Commit(false));
+                };
+                finish_with_result(tx, &row, "errored", TOO_LARGE, &Bytes::new(), now).await?;
+                emit_row(tx, &row, "command.errored", TOO_LARGE, None, &Cause::default(), now).await?;
+                if row.renews_identity {
+                    renewal_fails(tx, &row.enrollment, &row.uuid).await?;
+                }
+                Ok(Outcome::Commit(true))
+            })
+        })
+        .await
+    }
+
     /// Open commands in the order in which they go out, at most 1,000.
     pub async fn pending_commands(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Vec<CommandStatus>, StorageError> {
         let rows = self.read_all(SELECT_OPEN, args![id.as_str(), tenant.as_str()]).await?;
@@ -370,6 +398,11 @@ pub(crate) const SELECT_SENT_TO: &str = select_queue!(
     "WHERE q.tenant_id = ? AND q.command_uuid = ? AND q.deliveries > 0 \
      AND (q.enrollment_id = ? OR q.enrollment_id IN (SELECT id FROM enrollments WHERE parent_id = ?)) \
      ORDER BY q.is_open DESC, CASE WHEN q.enrollment_id = ? THEN 0 ELSE 1 END, q.sequence LIMIT 1"
+);
+/// What a device has last been given, on its own channel or a user's, and has not answered.
+pub(crate) const SELECT_LAST_SENT: &str = select_queue!(
+    "WHERE q.is_open = 1 AND q.state = 'sent' AND q.tenant_id = ? AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) \
+     ORDER BY q.sent_at DESC, q.sequence DESC LIMIT 1"
 );
 pub(crate) const SELECT_EXPIRED: &str = select_queue!("WHERE q.is_open = 1 AND q.expires_at <= ? ORDER BY q.expires_at LIMIT 100");
 pub(crate) const SELECT_COLLAPSED: &str =
@@ -646,6 +679,8 @@ async fn send(tx: &mut Tx, row: Row, body: Bytes, now: Timestamp) -> Result<Next
 
 /// The status that a malformed report is kept under.
 const MALFORMED: &str = "Malformed";
+/// The status of a command whose report was never taken, as it was too large again and again. The stored report is empty.
+const TOO_LARGE: &str = "TooLarge";
 
 /// Also answers whose queue goes on: a malformed report does not say that it is of a user's channel, but its command does.
 async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<(Recorded, EnrollmentId), StorageError> {
@@ -694,6 +729,18 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
         Some(Status::CommandFormatError) => ("errored", "command.format-error"),
         _ => ("errored", "command.errored"),
     };
+    finish_with_result(tx, row, state, status, &input.raw, now).await?;
+    // The device answers, whoever queued the command: no plugin effect stands between.
+    emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
+    if state == "acknowledged" {
+        acknowledged(tx, input, row).await?;
+    } else if row.renews_identity {
+        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
+    Ok(Recorded::Final)
+}
+
+async fn finish_with_result(tx: &mut Tx, row: &Row, state: &str, status: &str, report: &Bytes, now: Timestamp) -> Result<(), StorageError> {
     tx.run(
         &FINISH_WITH_RESULT,
         args![
@@ -702,7 +749,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
             row.uuid.as_str(),
             status,
             1_i64,
-            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(&input.raw)?,
+            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(report)?,
             now.as_millis(),
             // The row of the queue.
             state,
@@ -712,14 +759,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
         ],
     )
     .await?;
-    // The device answers, whoever queued the command: no plugin effect stands between.
-    emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
-    if state == "acknowledged" {
-        acknowledged(tx, input, row).await?;
-    } else if row.renews_identity {
-        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
-    }
-    Ok(Recorded::Final)
+    Ok(())
 }
 
 /// What some commands change in the enrollment itself.

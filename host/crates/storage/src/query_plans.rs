@@ -16,6 +16,7 @@ const HOT: &[(&str, &str)] = &[
     (mass_pushes::CLOSE, "mass_push_targets_waiting"),
     (commands::SELECT_QUEUED, "command_queue_command"),
     (commands::SELECT_SENT_TO, "command_queue_by_command"),
+    (commands::SELECT_LAST_SENT, "command_queue_open"),
     (commands::SELECT_EXPIRED, "command_queue_expiring"),
     (commands::SELECT_COLLAPSED, "command_queue_collapse"),
     (commands::SELECT_BY_KEY, "command_queue_idempotency"),
