@@ -181,7 +181,11 @@ impl RunningServer {
         tracker.spawn(push_certificate_expiry::watch(storage.clone(), Arc::clone(&clock), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
-        let bounds = Bounds::of(config.max_connections);
+        let trusted_proxies = match &config.identity {
+            IdentitySource::Header { proxies, .. } => proxies.as_slice(),
+            IdentitySource::Signature => &[],
+        };
+        let bounds = Bounds::of(config.max_connections, trusted_proxies);
         tracker.spawn(http::listener::serve(listener, http::router(app), bounds, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
         Ok(Self { address, plugins, storage, apns, shutdown, tracker })
