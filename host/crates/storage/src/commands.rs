@@ -265,8 +265,8 @@ impl Storage {
     /// What a device, or a user of it, was last given and has not answered: the enrollment and the `CommandUUID`. A report of which nothing
     /// could be read is taken for its answer.
     pub async fn last_sent(&self, tenant: &TenantId, device: &EnrollmentId) -> Result<Option<(EnrollmentId, String)>, StorageError> {
-        let row = self.read_one(SELECT_LAST_SENT, args![tenant.as_str(), device.as_str(), device.as_str()]).await?;
-        row.map(|row| Row::of(&row).map(|row| (row.enrollment, row.uuid))).transpose()
+        let row = self.read_one(SELECT_LAST_SENT, args![device.as_str(), device.as_str()]).await?.map(|row| Row::of(&row)).transpose()?;
+        Ok(row.filter(|row| row.tenant == *tenant).map(|row| (row.enrollment, row.uuid)))
     }
 
     /// Ends a command that was sent and whose report is never taken, as errored. `false`: it was answered meanwhile.
@@ -401,7 +401,7 @@ pub(crate) const SELECT_SENT_TO: &str = select_queue!(
 );
 /// What a device has last been given, on its own channel or a user's, and has not answered.
 pub(crate) const SELECT_LAST_SENT: &str = select_queue!(
-    "WHERE q.is_open = 1 AND q.state = 'sent' AND q.tenant_id = ? AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) \
+    "WHERE q.is_open = 1 AND q.state = 'sent' AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) \
      ORDER BY q.sent_at DESC, q.sequence DESC LIMIT 1"
 );
 pub(crate) const SELECT_EXPIRED: &str = select_queue!("WHERE q.is_open = 1 AND q.expires_at <= ? ORDER BY q.expires_at LIMIT 100");
