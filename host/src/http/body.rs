@@ -245,10 +245,17 @@ pub struct Refused {
     unread: Option<Unread>,
 }
 
+/// What has come of a body, and its share of the budget for as long as that is held.
+#[derive(Debug, Default)]
+struct Received {
+    parts: Vec<Bytes>,
+    share: Option<Share>,
+}
+
 /// What came of it, and the rest.
 #[derive(Debug)]
 struct Unread {
-    parts: Vec<Bytes>,
+    received: Received,
     body: Body,
     turn: Option<Turn>,
     pace: Pace,
@@ -258,14 +265,15 @@ impl Refused {
     /// Hands on the body that is not kept, in the parts in which it comes, and as it is on the wire. `false`: it did not come to its end in
     /// time, or is longer than anything that is waited for.
     pub async fn to_end(&mut self, mut each: impl FnMut(&[u8])) -> bool {
-        let Some(Unread { parts, body, turn, pace }) = &mut self.unread else { return false };
+        let Some(Unread { received, body, turn, pace }) = &mut self.unread else { return false };
         let mut length = 0_usize;
-        for part in parts.drain(..) {
+        for part in received.parts.drain(..) {
             each(&part);
             length = length.saturating_add(part.len());
             // Together they may be many megabytes.
             tokio::task::yield_now().await;
         }
+        received.share = None;
         let begin = Instant::now();
         let rest = async {
             while let Ok(frame) = next(body, pace.deadline(begin, length)).await {
@@ -304,14 +312,16 @@ pub async fn read_of(budget: &BodyBudget, certificate: &[u8; 32], headers: &Head
 }
 
 async fn take(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: usize, turn: Option<Turn>) -> Result<HeldBody, Refused> {
-    let mut parts = Vec::new();
+    let mut received = Received::default();
     let outcome = tokio::select! {
-        outcome = receive(budget, headers, &mut body, limit, &mut parts) => outcome,
+        outcome = receive(budget, headers, &mut body, limit, &mut received) => outcome,
         () = Turn::is_over(turn.as_ref()) => Err(BodyError::GaveWay),
     };
-    let share = match outcome {
-        Ok(share) => share,
-        Err(error) => return Err(Refused { error, unread: Some(Unread { parts, body, turn, pace: budget.pace }) }),
+    let (mut parts, share) = match (outcome, received) {
+        (Ok(()), Received { parts, share: Some(share) }) => (parts, share),
+        // What was received has a share.
+        (Ok(()), Received { share: None, .. }) => return Err(Refused { error: BodyError::Budget, unread: None }),
+        (Err(error), received) => return Err(Refused { error, unread: Some(Unread { received, body, turn, pace: budget.pace }) }),
     };
     drop(turn);
     let bytes = if parts.len() > 1 { parts.concat().into() } else { parts.pop().unwrap_or_default() };
@@ -363,13 +373,14 @@ fn announced(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok())
 }
 
-/// Puts what comes into `parts`, also what is too much. Grown by segments: doubling a buffer takes three times the memory of the body.
-async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize, parts: &mut Vec<Bytes>) -> Result<Share, BodyError> {
+/// Puts what comes into `received`, also what is too much. Grown by segments: doubling a buffer takes three times the memory of the body.
+async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize, received: &mut Received) -> Result<(), BodyError> {
     let announced = announced(headers);
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
-    let mut share = Share { _small: budget.take_small()?, large: None };
+    let Received { parts, share } = received;
+    let share = share.insert(Share { _small: budget.take_small()?, large: None });
     let begin = Instant::now();
     let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT).min(SEGMENT));
     let mut length = 0;
@@ -388,7 +399,7 @@ async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limi
         }
     }
     parts.push(segment.freeze());
-    Ok(share)
+    Ok(())
 }
 
 /// Undoes a Content-Encoding; a device signs what it encoded, so everything after this sees only the decoded bytes (edge case 6).
