@@ -31,6 +31,10 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<String>,
 
+    /// Serve /metrics at this address, for instance 127.0.0.1:9001, and not where the devices come; without it, everybody who reaches --listen reads them
+    #[arg(long, env = "WASMDM_METRICS_LISTEN", value_name = "ADDRESS")]
+    pub metrics_listen: Option<String>,
+
     /// Database: `sqlite`, or `sqlite://PATH` [default: sqlite in the data directory]
     #[arg(long, env = "WASMDM_DATABASE", value_name = "URL")]
     pub database: Option<String>,
@@ -218,6 +222,7 @@ pub enum CertBindingRule {
 #[derive(Clone)]
 pub struct Config {
     pub listen: SocketAddr,
+    pub metrics_listen: Option<SocketAddr>,
     pub database: String,
     pub keyring: Keyring,
     pub data: PathBuf,
@@ -360,7 +365,8 @@ impl ServeOptions {
             }
         }
         Ok(Config {
-            listen: listen_address(options.listen.as_deref().unwrap_or(":9000"))?,
+            listen: listen_address("listen", options.listen.as_deref().unwrap_or(":9000"))?,
+            metrics_listen: options.metrics_listen.as_deref().map(|text| listen_address("metrics-listen", text)).transpose()?,
             database: database_url(options.database.as_deref().unwrap_or("sqlite"), &data)?,
             keyring: keyring(options.key_file.as_deref())?,
             authorities,
@@ -416,6 +422,7 @@ impl ServeOptions {
     fn over(self, file: Self) -> Self {
         Self {
             listen: self.listen.or(file.listen),
+            metrics_listen: self.metrics_listen.or(file.metrics_listen),
             database: self.database.or(file.database),
             data: self.data.or(file.data),
             key_file: self.key_file.or(file.key_file),
@@ -512,8 +519,8 @@ fn read_text(path: &Path, field: &str) -> anyhow::Result<String> {
 }
 
 /// `:9000` listens on all addresses, as it does in NanoMDM.
-fn listen_address(text: &str) -> anyhow::Result<SocketAddr> {
-    let wanted = || format!("listen: `{text}` is no address: write HOST:PORT, for instance 127.0.0.1:9000 or :9000");
+fn listen_address(name: &str, text: &str) -> anyhow::Result<SocketAddr> {
+    let wanted = || format!("{name}: `{text}` is no address: write HOST:PORT, for instance 127.0.0.1:9000 or :9000");
     if let Some(port) = text.strip_prefix(':') {
         let port = port.parse().with_context(wanted)?;
         return Ok(SocketAddr::new(IpAddr::from([0_u16; 8]), port));
@@ -598,6 +605,7 @@ mod tests {
             problem(options)
         };
         assert!(with(|o| o.listen = Some("nine".to_owned())).starts_with("listen:"));
+        assert!(with(|o| o.metrics_listen = Some("nine".to_owned())).starts_with("metrics-listen:"));
         assert!(with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).starts_with("database:"));
         assert!(!with(|o| o.database = Some("mysql://root:secret@host/db".to_owned())).contains("secret"));
         assert!(with(|o| o.trusted_proxies = vec!["somewhere".to_owned()]).starts_with("trusted-proxy:"));

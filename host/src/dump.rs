@@ -94,6 +94,8 @@ impl Dump {
             Message::CheckIn(check_in) => (&check_in.enrollment.id, check_in.check_in.message_type(), &check_in.document, check_in.raw.len()),
             Message::Report(report) => (&report.enrollment.id, report.status.as_str(), &report.document, report.raw.len()),
             Message::Malformed(report) => return self.unreadable(line, &report.raw, &report.reason),
+            // That it was refused says all.
+            Message::Oversized(_) => return,
         };
         let (redacted, text) = if length > LONGEST { (String::new(), format!("| ({length} bytes are not shown)\n")) } else { shown(document) };
         let head = head(">>> request", line, Some(enrollment));

@@ -24,7 +24,6 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
-use metrics_exporter_prometheus::PrometheusHandle;
 use wasmdm_plugin_runtime::loading::PluginHost;
 use wasmdm_service::Service;
 use wasmdm_service::clock::Clock;
@@ -61,8 +60,9 @@ pub struct App {
     /// Whether `/migration` is there.
     pub takes_migrations: bool,
     pub budget: BodyBudget,
-    pub metrics: PrometheusHandle,
-    pub push_failures: health::PushFailures,
+    pub metrics: health::Metrics,
+    /// Whether `/metrics` has an address of its own, and is not there where devices come.
+    pub metrics_elsewhere: bool,
 }
 
 /// The whole server as a router.
@@ -98,12 +98,16 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/pushes", get(pushes::list).post(pushes::create))
         .route("/api/v1/pushes/{id}", get(pushes::show))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&app), authorization::bearer_or_basic));
-    let open = Router::new()
-        .route("/version", any(v1::version))
-        .route("/healthz", get(health::alive))
-        .route("/readyz", get(health::ready))
-        .route("/metrics", get(health::metrics));
+    let mut open = Router::new().route("/version", any(v1::version)).route("/healthz", get(health::alive)).route("/readyz", get(health::ready));
+    if !app.metrics_elsewhere {
+        open = open.route("/metrics", get(health::metrics));
+    }
     Router::new().merge(devices).merge(v1).merge(api).merge(open).fallback(problem::not_found).layer(middleware::from_fn(catch_panic)).with_state(app)
+}
+
+/// What stands at the address of `--metrics-listen`.
+pub fn metrics_router(app: Arc<App>) -> Router {
+    Router::new().route("/metrics", get(health::metrics)).fallback(problem::not_found).layer(middleware::from_fn(catch_panic)).with_state(app)
 }
 
 /// A panic is a defect, but neither an outage nor an answer that a device could misunderstand.

@@ -17,7 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use http::{StatusCode, header};
 use reqwest::Url;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_protocol::time::Timestamp;
@@ -79,8 +79,11 @@ pub struct Webhooks {
     with_secrets: bool,
 }
 
-/// Polls that wait to be told, at most.
+/// Polls that wait to be told, at most, and their length together. A poll has a few hundred bytes.
 const POLLS: usize = 1024;
+const POLLS_KIB: usize = 16 << 10;
+/// A longer one is not told: what waits here is of no request any more, and so not within the bounds of bodies.
+const LONGEST_POLL: usize = 64 << 10;
 /// Of which so many are told at once.
 const POLLS_AT_ONCE: usize = 16;
 
@@ -88,16 +91,36 @@ const POLLS_AT_ONCE: usize = 16;
 #[derive(Debug)]
 pub struct Polls {
     wanted: bool,
-    sender: mpsc::Sender<(DeviceMessage, Timestamp)>,
+    with_secrets: bool,
+    kibibytes: Arc<Semaphore>,
+    sender: mpsc::Sender<WaitingPoll>,
+}
+
+/// A poll as the event that a receiver gets: the parsed message would take many times as much.
+#[derive(Debug)]
+pub struct WaitingPoll {
+    event: Value,
+    at: Timestamp,
+    _share: OwnedSemaphorePermit,
 }
 
 impl PollListener for Polls {
-    fn listens(&self) -> bool {
-        self.wanted
+    fn listens(&self, length: usize) -> bool {
+        if self.wanted && length > LONGEST_POLL {
+            metrics::counter!("wasmdm_webhook_polls_dropped_total").increment(1);
+        }
+        self.wanted && length <= LONGEST_POLL
     }
 
     fn polled(&self, message: DeviceMessage, at: Timestamp) {
-        if self.sender.try_send((message, at)).is_err() {
+        let in_url: usize = message.url_params.iter().map(|(key, value)| key.len() + value.len()).sum();
+        // Base64 makes it longer by a third.
+        let kibibytes = u32::try_from((message.raw.len() * 4 / 3 + in_url).div_ceil(1024)).unwrap_or(u32::MAX);
+        let told = Arc::clone(&self.kibibytes).try_acquire_many_owned(kibibytes).ok().and_then(|share| {
+            let poll = WaitingPoll { event: message.event(self.with_secrets), at, _share: share };
+            self.sender.try_send(poll).ok()
+        });
+        if told.is_none() {
             metrics::counter!("wasmdm_webhook_polls_dropped_total").increment(1);
         }
     }
@@ -144,35 +167,41 @@ impl Webhooks {
     }
 
     /// The two ends of the way of polls.
-    pub fn polls(options: &WebhookOptions) -> (Arc<Polls>, mpsc::Receiver<(DeviceMessage, Timestamp)>) {
+    pub fn polls(options: &WebhookOptions) -> (Arc<Polls>, mpsc::Receiver<WaitingPoll>) {
         let (sender, receiver) = mpsc::channel(POLLS);
         let is_wanted = options.topics.is_empty() || options.topics.iter().any(|topic| topic == "mdm.Connect" || topic == "mdm.Connect:Idle");
-        (Arc::new(Polls { wanted: !options.urls.is_empty() && is_wanted, sender }), receiver)
+        let polls = Polls {
+            wanted: !options.urls.is_empty() && is_wanted,
+            with_secrets: options.with_secrets,
+            kibibytes: Arc::new(Semaphore::new(POLLS_KIB)),
+            sender,
+        };
+        (Arc::new(polls), receiver)
     }
 
     /// Tells of polls until `shutdown`. What a receiver does not take is not told again.
-    pub async fn tell_polls(self, mut polls: mpsc::Receiver<(DeviceMessage, Timestamp)>, shutdown: CancellationToken) {
+    pub async fn tell_polls(self, mut polls: mpsc::Receiver<WaitingPoll>, shutdown: CancellationToken) {
         let mut telling = FuturesUnordered::new();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 Some(()) = telling.next() => {}
                 poll = polls.recv(), if telling.len() < POLLS_AT_ONCE => match poll {
-                    Some((message, at)) => telling.push(self.tell_poll(message, at)),
+                    Some(poll) => telling.push(self.tell_poll(poll)),
                     None => return,
                 },
             }
         }
     }
 
-    async fn tell_poll(&self, message: DeviceMessage, at: Timestamp) {
+    async fn tell_poll(&self, poll: WaitingPoll) {
         let event = Event {
             id: uuid::Uuid::new_v4().to_string(),
             tenant: TenantId::default(),
             topic: "mdm.Connect".to_owned(),
-            at,
+            at: poll.at,
             who: None,
-            data: message.event(self.with_secrets),
+            data: poll.event,
             hops: 0,
         };
         let Ok(told) = Told::of(&event) else { return };
@@ -274,6 +303,8 @@ fn named(urls: &[Url]) -> BTreeMap<String, Url> {
 
 #[cfg(test)]
 mod tests {
+    use wasmdm_protocol::report::Report;
+
     use super::*;
 
     /// What one receiver makes of an event; it answers with these bytes, and then says no more.
@@ -329,5 +360,44 @@ mod tests {
         let within = "HTTP/1.1 302 Found\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n";
         let Delivered::Failed { error, .. } = told(within).await else { panic!("it did not fail") };
         assert!(error.contains("302, a redirect to http://127.0.0.1:"), "{error}");
+    }
+
+    fn poll() -> DeviceMessage {
+        let raw = b"<dict><key>Status</key><string>Idle</string><key>UDID</key><string>U1</string></dict>";
+        let report = Report::parse(raw.as_slice().into()).unwrap();
+        DeviceMessage {
+            enrollment: report.enrollment,
+            status: Some("Idle".to_owned()),
+            command_uuid: None,
+            document: report.document,
+            is_cleaned: false,
+            raw: report.raw,
+            url_params: BTreeMap::new(),
+        }
+    }
+
+    /// Polls of up to 32 MiB, each of them also parsed, waited a thousand at a time for a receiver that did not answer.
+    #[test]
+    fn polls_that_wait_for_a_receiver_are_bounded_by_their_bytes() {
+        let urls = vec![Url::parse("http://127.0.0.1/").unwrap()];
+        let (polls, mut waiting) = Webhooks::polls(&WebhookOptions { urls, hmac_key: None, topics: Vec::new(), with_secrets: false });
+        assert!(polls.listens(LONGEST_POLL) && !polls.listens(LONGEST_POLL + 1));
+        let long = DeviceMessage { raw: vec![b'x'; LONGEST_POLL].into(), ..poll() };
+        let at = Timestamp::from_millis(0);
+        let mut told = 0;
+        for _ in 0..POLLS {
+            polls.polled(long.clone(), at);
+        }
+        let mut bytes = 0;
+        while let Ok(poll) = waiting.try_recv() {
+            told += 1;
+            bytes += poll.event.to_string().len();
+        }
+        assert!(told > 100 && bytes < (POLLS_KIB << 10) * 11 / 10, "{told} of {bytes} bytes");
+        // Usual ones find room for as many as there may be.
+        for _ in 0..=POLLS {
+            polls.polled(poll(), at);
+        }
+        assert_eq!(std::iter::from_fn(|| waiting.try_recv().ok()).count(), POLLS);
     }
 }

@@ -47,6 +47,8 @@ use crate::webhook::{self, Webhooks};
 
 /// How long a stopping server waits for what is in flight.
 const GRACE: Duration = Duration::from_secs(25);
+/// Whoever looks after the server; nobody else is there.
+const METRICS_CONNECTIONS: usize = 64;
 /// How often expired commands are looked for.
 const EXPIRY_LOOK: Duration = Duration::from_secs(5);
 
@@ -65,6 +67,8 @@ pub struct Surroundings {
 pub struct RunningServer {
     /// The address it really listens on.
     pub address: SocketAddr,
+    /// That of the metrics, where they have one.
+    pub metrics_address: Option<SocketAddr>,
     pub plugins: Arc<PluginHost>,
     pub storage: Storage,
     apns: Apns,
@@ -102,6 +106,11 @@ impl RunningServer {
         // Bound before plugins are loaded, so that they can be kept from reaching the server through its own front door.
         let listener = TcpListener::bind(config.listen).await.with_context(|| format!("listen: {} is not to be had", config.listen))?;
         let address = listener.local_addr()?;
+        let metrics_listener = match config.metrics_listen {
+            Some(address) => Some(TcpListener::bind(address).await.with_context(|| format!("metrics-listen: {address} is not to be had"))?),
+            None => None,
+        };
+        let metrics_address = metrics_listener.as_ref().map(TcpListener::local_addr).transpose()?;
         let (tracker, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let plugins = PluginHost::start(PluginHostOptions {
             plugins_dir: Some(config.plugins.clone()),
@@ -109,7 +118,7 @@ impl RunningServer {
             server_version: crate::VERSION.to_owned(),
             tracker: tracker.clone(),
             shutdown: shutdown.clone(),
-            own_addresses: vec![address],
+            own_addresses: [address].into_iter().chain(metrics_address).collect(),
             ..PluginHostOptions::new(&config.data, compiler, storage.clone(), Arc::clone(&clock))
         })
         .await
@@ -161,8 +170,8 @@ impl RunningServer {
             api_key,
             takes_migrations: config.takes_migrations,
             budget: BodyBudget::new(tracker.clone()),
-            metrics: metrics.clone(),
-            push_failures: http::health::PushFailures::default(),
+            metrics: http::health::Metrics::new(metrics.clone()),
+            metrics_elsewhere: metrics_listener.is_some(),
         });
         let webhooks = Webhooks::new(&config.webhooks)?;
         webhooks.subscribe(&storage, &config.webhooks, clock.now()).await.context("webhook-url")?;
@@ -181,10 +190,20 @@ impl RunningServer {
         tracker.spawn(push_certificate_expiry::watch(storage.clone(), Arc::clone(&clock), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
-        let bounds = Bounds::of(config.max_connections);
+        let trusted_proxies = match &config.identity {
+            IdentitySource::Header { proxies, .. } => proxies.as_slice(),
+            IdentitySource::Signature => &[],
+        };
+        if let (Some(listener), Some(address)) = (metrics_listener, metrics_address) {
+            let bounds = Bounds::of(METRICS_CONNECTIONS, &[]);
+            let router = http::metrics_router(Arc::clone(&app));
+            tracker.spawn(http::listener::serve(listener, router, bounds, tracker.clone(), shutdown.clone()));
+            info!(address = %address, "Metrics are at http://{address}/metrics");
+        }
+        let bounds = Bounds::of(config.max_connections, trusted_proxies);
         tracker.spawn(http::listener::serve(listener, http::router(app), bounds, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
-        Ok(Self { address, plugins, storage, apns, shutdown, tracker })
+        Ok(Self { address, metrics_address, plugins, storage, apns, shutdown, tracker })
     }
 
     /// Ends what is in flight in order, and closes the database.

@@ -67,7 +67,9 @@ async fn answer(app: &App, proxy: &AuthProxy, id: &str, peer: SocketAddr, reques
         }
     };
     // Held, not streamed: a signature covers all of it, and nothing goes on before it is verified.
-    let held = body::read(&app.budget, &head.headers, request_body, REPORT_LIMIT).await.map_err(Answer::Body)?;
+    let held = body::read_of(&app.budget, &presented.certificate().sha256, &head.headers, request_body, REPORT_LIMIT)
+        .await
+        .map_err(|refused| Answer::Body(refused.drain(&app.budget)))?;
     let bytes = held.bytes.clone();
     let certificate = if bytes.len() > device::LARGE {
         tokio::task::spawn_blocking(move || Identity::identify(presented, &bytes))

@@ -1,5 +1,7 @@
 //! Bodies with a bound: each one, and all that are in flight together.
 
+use std::collections::{HashMap, VecDeque};
+use std::future::pending;
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +11,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::problem;
@@ -22,10 +27,11 @@ pub const REPORT_LIMIT: usize = 32 << 20;
 pub const COMMAND_LIMIT: usize = 16 << 20;
 /// All bodies in flight together.
 const BUDGET_KIB: usize = 256 << 10;
-/// How long a body may pause.
-const PAUSE: Duration = Duration::from_secs(20);
-/// A whole body must have arrived by then: 32 MiB at the rate of a slow mobile connection.
-const PATIENCE: Duration = Duration::from_mins(10);
+/// A body of 32 MiB has ten minutes, as on a slow mobile connection.
+const PACE: Pace = Pace { pause: Duration::from_secs(20), start: Duration::from_secs(15), rate: 8 << 10, whole: Duration::from_mins(10) };
+/// Bodies of one certificate that are on their way. A certificate is no secret: whoever has a copy of one could otherwise let bodies
+/// trickle in until there is no room for anybody's.
+const OF_A_CERTIFICATE: usize = 16;
 /// A body that is thrown away must end by then.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
 /// Room for small bodies that large ones cannot take: check-ins and polls go on whatever else is in flight.
@@ -39,18 +45,62 @@ const SEGMENT: usize = 64 << 10;
 /// How much larger than its compressed form a body may be.
 const RATIO: usize = 100;
 
+/// How fast a body must come.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Between two parts of it.
+    pause: Duration,
+    /// A small body must be there by then; a longer one has a second more for each `rate` bytes that have come.
+    start: Duration,
+    rate: usize,
+    /// Any body must be there by then.
+    whole: Duration,
+}
+
+impl Pace {
+    /// Until when the next part must come, of a body of which so many bytes have come since `begin`.
+    fn deadline(&self, begin: Instant, length: usize) -> Instant {
+        let earned = Duration::from_secs(u64::try_from(length / self.rate).unwrap_or(u64::MAX));
+        (begin + self.start.saturating_add(earned).min(self.whole)).min(Instant::now() + self.pause)
+    }
+}
+
 /// The memory that bodies may take together; clones share it.
 #[derive(Debug, Clone)]
 pub struct BodyBudget {
     kibibytes: Arc<Semaphore>,
     reserved: Arc<Semaphore>,
     drains: TaskTracker,
+    pace: Pace,
+    /// By the SHA-256 of their certificate, the oldest first; holds only those that are on their way.
+    turns: Arc<Mutex<HashMap<[u8; 32], Turns>>>,
 }
 
 impl BodyBudget {
     /// A full budget; `tracker` waits at shutdown for bodies that are being thrown away.
     pub fn new(tracker: TaskTracker) -> Self {
-        Self { kibibytes: Arc::new(Semaphore::new(BUDGET_KIB - RESERVED_KIB)), reserved: Arc::new(Semaphore::new(RESERVED_KIB)), drains: tracker }
+        Self {
+            kibibytes: Arc::new(Semaphore::new(BUDGET_KIB - RESERVED_KIB)),
+            reserved: Arc::new(Semaphore::new(RESERVED_KIB)),
+            drains: tracker,
+            pace: PACE,
+            turns: Arc::default(),
+        }
+    }
+
+    /// A place among the bodies of that certificate. The oldest gives way, not the newest: a device whose certificate somebody has copied is
+    /// served all the same, as its own bodies take no time.
+    fn turn(&self, certificate: [u8; 32]) -> Turn {
+        let over = Arc::new(CancellationToken::new());
+        let mut turns = self.turns.lock();
+        let of_it = turns.entry(certificate).or_default();
+        of_it.push_back(Arc::clone(&over));
+        if of_it.len() > OF_A_CERTIFICATE
+            && let Some(oldest) = of_it.pop_front()
+        {
+            oldest.cancel();
+        }
+        Turn { certificate, over, budget: self.clone() }
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
@@ -80,6 +130,40 @@ impl BodyBudget {
             // Whether it ended or not: the connection is closed after this.
             drop(tokio::time::timeout(DRAIN_PATIENCE, discard).await);
         });
+    }
+}
+
+/// What ends the waiting for each body of a certificate.
+type Turns = VecDeque<Arc<CancellationToken>>;
+
+/// One body's place among those of its certificate.
+#[derive(Debug)]
+struct Turn {
+    certificate: [u8; 32],
+    /// Newer ones have come.
+    over: Arc<CancellationToken>,
+    budget: BodyBudget,
+}
+
+impl Turn {
+    /// Never, if there is no certificate.
+    async fn is_over(turn: Option<&Self>) {
+        match turn {
+            Some(turn) => turn.over.cancelled().await,
+            None => pending().await,
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut turns = self.budget.turns.lock();
+        if let Some(of_it) = turns.get_mut(&self.certificate) {
+            of_it.retain(|turn| !Arc::ptr_eq(turn, &self.over));
+            if of_it.is_empty() {
+                turns.remove(&self.certificate);
+            }
+        }
     }
 }
 
@@ -129,8 +213,11 @@ pub enum BodyError {
     #[error("too many large bodies are in flight")]
     Budget,
     /// 408 would be the client's word; the connection is of no more use.
-    #[error("the body paused for {PAUSE:?}, or did not end within {PATIENCE:?}")]
+    #[error("the body paused for too long, or came too slowly")]
     Slow,
+    /// 503.
+    #[error("more than {OF_A_CERTIFICATE} bodies of the certificate were on their way, and this was the oldest")]
+    GaveWay,
     /// 400.
     #[error("{0}")]
     Broken(String),
@@ -144,21 +231,117 @@ impl BodyError {
     pub fn response(&self) -> Response {
         match self {
             Self::TooLarge { .. } => problem::plain(StatusCode::PAYLOAD_TOO_LARGE, "Request Entity Too Large"),
-            Self::Budget => problem::unavailable("try again later", Duration::from_secs(5)),
+            Self::Budget | Self::GaveWay => problem::unavailable("try again later", Duration::from_secs(5)),
             Self::Slow | Self::Broken(_) => problem::plain(StatusCode::BAD_REQUEST, "Bad Request"),
             Self::Encoding(_) => problem::plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type"),
         }
     }
 }
 
-/// Reads a body of at most `limit` bytes, decoded. With a Content-Length beyond it nothing is read; what is left is drained.
-pub async fn read(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: usize) -> Result<HeldBody, BodyError> {
-    let outcome = receive(budget, headers, &mut body, limit).await;
-    if outcome.is_err() {
-        budget.drain(body);
+/// A body that was not taken, and why.
+#[derive(Debug)]
+pub struct Refused {
+    pub error: BodyError,
+    unread: Option<Unread>,
+}
+
+/// What has come of a body, and its share of the budget for as long as that is held.
+#[derive(Debug, Default)]
+struct Received {
+    parts: Vec<Bytes>,
+    share: Option<Share>,
+}
+
+/// What came of it, and the rest.
+#[derive(Debug)]
+struct Unread {
+    received: Received,
+    body: Body,
+    turn: Option<Turn>,
+    pace: Pace,
+}
+
+impl Refused {
+    /// Hands on the body that is not kept, in the parts in which it comes, and as it is on the wire. `false`: it did not come to its end in
+    /// time, or is longer than anything that is waited for.
+    pub async fn to_end(&mut self, mut each: impl FnMut(&[u8])) -> bool {
+        let Some(Unread { received, body, turn, pace }) = &mut self.unread else { return false };
+        let mut length = 0_usize;
+        for part in received.parts.drain(..) {
+            each(&part);
+            length = length.saturating_add(part.len());
+            // Together they may be many megabytes.
+            tokio::task::yield_now().await;
+        }
+        received.share = None;
+        let begin = Instant::now();
+        let rest = async {
+            while let Ok(frame) = next(body, pace.deadline(begin, length)).await {
+                let Some(data) = frame else { return true };
+                length = length.saturating_add(data.len());
+                if length > DRAIN_LIMIT {
+                    break;
+                }
+                each(&data);
+            }
+            false
+        };
+        tokio::select! {
+            whole = rest => whole,
+            () = Turn::is_over(turn.as_ref()) => false,
+        }
     }
-    let (bytes, share) = outcome?;
-    decode(budget, headers, bytes, share, limit).await
+
+    /// Leaves it to be thrown away.
+    pub fn drain(self, budget: &BodyBudget) -> BodyError {
+        if let Some(unread) = self.unread {
+            budget.drain(unread.body);
+        }
+        self.error
+    }
+}
+
+/// Reads a body of at most `limit` bytes, decoded. With a Content-Length beyond it nothing is read; what is left is drained.
+pub async fn read(budget: &BodyBudget, headers: &HeaderMap, body: Body, limit: usize) -> Result<HeldBody, BodyError> {
+    take(budget, headers, body, limit, None).await.map_err(|refused| refused.drain(budget))
+}
+
+/// The same for who has a certificate, proved or only claimed. What is refused can still be looked at.
+pub async fn read_of(budget: &BodyBudget, certificate: &[u8; 32], headers: &HeaderMap, body: Body, limit: usize) -> Result<HeldBody, Refused> {
+    take(budget, headers, body, limit, Some(budget.turn(*certificate))).await
+}
+
+async fn take(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: usize, turn: Option<Turn>) -> Result<HeldBody, Refused> {
+    let mut received = Received::default();
+    let outcome = tokio::select! {
+        outcome = receive(budget, headers, &mut body, limit, &mut received) => outcome,
+        () = Turn::is_over(turn.as_ref()) => Err(BodyError::GaveWay),
+    };
+    let (mut parts, share) = match (outcome, received) {
+        (Ok(()), Received { parts, share: Some(share) }) => (parts, share),
+        // What was received has a share.
+        (Ok(()), Received { share: None, .. }) => return Err(Refused { error: BodyError::Budget, unread: None }),
+        (Err(error), received) => return Err(Refused { error, unread: Some(Unread { received, body, turn, pace: budget.pace }) }),
+    };
+    drop(turn);
+    let bytes = if parts.len() > 1 { parts.concat().into() } else { parts.pop().unwrap_or_default() };
+    decode(budget, headers, bytes, share, limit).await.map_err(|error| Refused { error, unread: None })
+}
+
+/// The next part of a body.
+async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, BodyError> {
+    loop {
+        match tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::Slow)? {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(BodyError::Broken(format!("the body broke off: {error}"))),
+            // Trailers say nothing here.
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+        }
+    }
 }
 
 /// Takes in and throws away the body of a request that is refused in any case. A body that is too large is told so whoever sends it, and
@@ -169,7 +352,7 @@ pub async fn discard(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, l
     } else {
         let discard = async {
             let mut length = 0_usize;
-            while let Some(frame) = tokio::time::timeout(PAUSE, body.frame()).await.map_err(|_| BodyError::Slow)? {
+            while let Some(frame) = tokio::time::timeout(PACE.pause, body.frame()).await.map_err(|_| BodyError::Slow)? {
                 let frame = frame.map_err(|error| BodyError::Broken(format!("the body broke off: {error}")))?;
                 length = length.saturating_add(frame.data_ref().map_or(0, Bytes::len));
                 if length > limit {
@@ -190,38 +373,33 @@ fn announced(headers: &HeaderMap) -> Option<usize> {
     headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok())
 }
 
-async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize) -> Result<(Bytes, Share), BodyError> {
+/// Puts what comes into `received`, also what is too much. Grown by segments: doubling a buffer takes three times the memory of the body.
+async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize, received: &mut Received) -> Result<(), BodyError> {
     let announced = announced(headers);
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
-    let mut share = Share { _small: budget.take_small()?, large: None };
-    let receive = async {
-        // Grown by segments: doubling a buffer takes three times the memory of the body.
-        let mut segments = Vec::new();
-        let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT).min(SEGMENT));
-        let mut length = 0;
-        while let Some(frame) = tokio::time::timeout(PAUSE, body.frame()).await.map_err(|_| BodyError::Slow)? {
-            let frame = frame.map_err(|error| BodyError::Broken(format!("the body broke off: {error}")))?;
-            let Ok(data) = frame.into_data() else { continue };
-            length += data.len();
-            if length > limit {
-                return Err(BodyError::TooLarge { limit });
-            }
+    let Received { parts, share } = received;
+    let share = share.insert(Share { _small: budget.take_small()?, large: None });
+    let begin = Instant::now();
+    let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT).min(SEGMENT));
+    let mut length = 0;
+    while let Some(data) = next(body, budget.pace.deadline(begin, length)).await? {
+        length += data.len();
+        if length <= limit {
             share.grow(budget, length)?;
-            if segment.len() + data.len() > segment.capacity() {
-                segments.push(std::mem::replace(&mut segment, BytesMut::with_capacity(SEGMENT.max(data.len()))).freeze());
-            }
-            segment.extend_from_slice(&data);
         }
-        if segments.is_empty() {
-            return Ok(segment.freeze());
+        if segment.len() + data.len() > segment.capacity() {
+            parts.push(std::mem::replace(&mut segment, BytesMut::with_capacity(SEGMENT.max(data.len()))).freeze());
         }
-        segments.push(segment.freeze());
-        Ok(segments.concat().into())
-    };
-    let bytes = tokio::time::timeout(PATIENCE, receive).await.map_err(|_| BodyError::Slow)??;
-    Ok((bytes, share))
+        segment.extend_from_slice(&data);
+        if length > limit {
+            parts.push(segment.freeze());
+            return Err(BodyError::TooLarge { limit });
+        }
+    }
+    parts.push(segment.freeze());
+    Ok(())
 }
 
 /// Undoes a Content-Encoding; a device signs what it encoded, so everything after this sees only the decoded bytes (edge case 6).
@@ -246,4 +424,87 @@ async fn decode(budget: &BodyBudget, headers: &HeaderMap, bytes: Bytes, mut shar
     .await
     .map_err(|_| BodyError::Broken("the body could not be decompressed".to_owned()))??;
     Ok(HeldBody { bytes: decoded.into(), _share: share })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::{self, FuturesUnordered, StreamExt as _};
+
+    use super::*;
+
+    /// Whatever takes longer than this does not come at all.
+    const LONG: Duration = Duration::from_secs(20);
+
+    fn budget(start: Duration) -> BodyBudget {
+        BodyBudget { pace: Pace { start, ..PACE }, ..BodyBudget::new(TaskTracker::new()) }
+    }
+
+    /// A body whose first part comes, and no other.
+    fn unfinished(part: &'static [u8]) -> Body {
+        Body::from_stream(stream::once(async move { Ok::<_, std::io::Error>(Bytes::from_static(part)) }).chain(stream::pending()))
+    }
+
+    /// A few thousand slow bodies took all the room there is for ten minutes.
+    #[tokio::test]
+    async fn a_small_body_that_does_not_come_is_given_up_soon() {
+        let budget = budget(Duration::from_millis(100));
+        let outcome = tokio::time::timeout(LONG, read(&budget, &HeaderMap::new(), unfinished(b"x"), CHECK_IN_LIMIT)).await;
+        assert!(matches!(outcome.expect("it is still waited for"), Err(BodyError::Slow)));
+        assert_eq!(budget.reserved.available_permits(), RESERVED_KIB);
+    }
+
+    #[tokio::test]
+    async fn a_long_body_has_the_time_that_it_needs() {
+        let begin = Instant::now();
+        let left = |length: usize| PACE.deadline(begin, length).duration_since(begin).as_secs();
+        assert_eq!((left(0), left(64 << 10)), (15, 20), "the first seconds, and the longest pause");
+        let slow = Pace { pause: Duration::from_hours(1), ..PACE };
+        let left = |length: usize| slow.deadline(begin, length).duration_since(begin).as_secs();
+        assert_eq!((left(1 << 20), left(REPORT_LIMIT)), (15 + 128, 600));
+    }
+
+    /// Whoever had a copy of one certificate, which is no secret, could hold the room of the whole fleet.
+    #[tokio::test]
+    async fn of_very_many_bodies_of_one_certificate_the_oldest_gives_way() {
+        let budget = budget(LONG * 2);
+        let headers = HeaderMap::new();
+        let mut slow: FuturesUnordered<_> =
+            (0..OF_A_CERTIFICATE).map(|_| read_of(&budget, &[1; 32], &headers, unfinished(b"x"), CHECK_IN_LIMIT)).collect();
+        let mut anothers: FuturesUnordered<_> = [read_of(&budget, &[2; 32], &headers, unfinished(b"x"), CHECK_IN_LIMIT)].into_iter().collect();
+        tokio::select! {
+            biased;
+            _ = slow.next() => panic!("there is room for all of them"),
+            _ = anothers.next() => panic!("it is not there yet"),
+            () = async {} => {}
+        }
+        // The device itself, whose body is there at once.
+        let whole = read_of(&budget, &[1; 32], &headers, Body::from("whole"), CHECK_IN_LIMIT).await;
+        assert_eq!(whole.unwrap().bytes, "whole");
+        let first = tokio::time::timeout(LONG, slow.next()).await.expect("none gave way").unwrap();
+        assert!(matches!(first, Err(Refused { error: BodyError::GaveWay, .. })));
+        tokio::select! {
+            biased;
+            _ = slow.next() => panic!("one is enough"),
+            _ = anothers.next() => panic!("another certificate has nothing to do with it"),
+            () = async {} => {}
+        }
+        drop((first, slow, anothers));
+        assert!(budget.turns.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_large_can_be_seen_to_its_end() {
+        let budget = budget(LONG);
+        for announced in [None, Some("13")] {
+            let mut headers = HeaderMap::new();
+            headers.extend(announced.map(|length| (header::CONTENT_LENGTH, header::HeaderValue::from_static(length))));
+            let parts = ["one ", "two ", "three"].map(Ok::<_, std::io::Error>);
+            let body = Body::from_stream(stream::iter(parts));
+            let mut refused = read_of(&budget, &[1; 32], &headers, body, 6).await.unwrap_err();
+            assert!(matches!(refused.error, BodyError::TooLarge { limit: 6 }));
+            let mut seen = Vec::new();
+            assert!(refused.to_end(|part| seen.extend_from_slice(part)).await);
+            assert_eq!(seen, b"one two three", "{announced:?}");
+        }
+    }
 }

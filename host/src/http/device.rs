@@ -113,7 +113,16 @@ async fn answer(app: &Arc<App>, line: Line<'_>, request: Request, kind: Kind, en
             return Err(refusal.into());
         }
     };
-    let held = body::read(&app.budget, &head.headers, request_body, limit).await.map_err(Answer::Body)?;
+    let certificate = presented.certificate().sha256;
+    let held = match body::read_of(&app.budget, &certificate, &head.headers, request_body, limit).await {
+        Ok(held) => held,
+        Err(mut refused) => {
+            if kind == Kind::Report && matches!(refused.error, body::BodyError::TooLarge { .. }) {
+                oversized(app, line.request_id, presented, &mut refused).await;
+            }
+            return Err(Answer::Body(refused.drain(&app.budget)));
+        }
+    };
     let parsed = if held.bytes.len() > LARGE {
         let bytes = held.bytes.clone();
         tokio::task::spawn_blocking(move || verify_and_parse(presented, bytes, kind))
@@ -139,6 +148,18 @@ async fn answer(app: &Arc<App>, line: Line<'_>, request: Request, kind: Kind, en
         tenant: TenantId::default(),
     };
     Ok(app.service.handle(device_request, message).await?)
+}
+
+/// A report that is too large is answered so whoever sends it, but it is held against its command only if it is really the device's.
+async fn oversized(app: &App, request_id: &str, presented: Presented, refused: &mut body::Refused) {
+    let Some(certificate) = presented.identify_refused(refused).await else {
+        info!(request.id = request_id, "A report is too large, and it is not known of whom it is: it did not come to its end, or is not signed so");
+        return;
+    };
+    let request = DeviceRequest { id: request_id.to_owned(), certificate, url_params: BTreeMap::new(), tenant: TenantId::default() };
+    if let Err(refusal) = app.service.handle(request, Message::Oversized(None)).await {
+        info!(request.id = request_id, "A report is too large, and nobody's: {refusal}");
+    }
 }
 
 pub(super) fn presented(app: &App, headers: &HeaderMap, peer: IpAddr) -> Result<Presented, Refusal> {

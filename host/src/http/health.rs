@@ -2,24 +2,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use parking_lot::Mutex;
+use bytes::Bytes;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Mutex;
+use wasmdm_protocol::time::Timestamp;
 
 use super::{App, problem};
 use crate::config::DevicePaths;
 
-/// The reasons that the metric has shown: one that is over must be seen to be.
-#[derive(Debug, Default)]
-pub struct PushFailures {
-    codes: Mutex<BTreeSet<String>>,
+/// For so long one look at the database does for everybody who asks.
+const SNAPSHOT_AGE: Duration = Duration::from_secs(1);
+
+/// What `/metrics` shows.
+#[derive(Debug)]
+pub struct Metrics {
+    handle: PrometheusHandle,
+    /// The last answer, and when it was made. Held while the next one is made: those who ask meanwhile wait for it and make none of their own.
+    snapshot: Mutex<Option<(Timestamp, Bytes)>>,
+    /// The reasons of failed pushes that were shown: one that is over must be seen to be.
+    push_failures: parking_lot::Mutex<BTreeSet<String>>,
 }
 
-impl PushFailures {
-    fn tell(&self, counts: Vec<(String, u32)>) {
-        let mut codes = self.codes.lock();
+impl Metrics {
+    /// Of everything that is counted in this process.
+    pub fn new(handle: PrometheusHandle) -> Self {
+        Self { handle, snapshot: Mutex::default(), push_failures: parking_lot::Mutex::default() }
+    }
+
+    fn tell_push_failures(&self, counts: Vec<(String, u32)>) {
+        let mut codes = self.push_failures.lock();
         let counts: BTreeMap<String, u32> = counts.into_iter().collect();
         for code in codes.iter().filter(|code| !counts.contains_key(*code)) {
             metrics::gauge!("wasmdm_push_failing", "code" => code.clone()).set(0.0);
@@ -53,7 +69,23 @@ pub async fn ready(State(app): State<Arc<App>>) -> Response {
 
 /// Prometheus' text format.
 pub async fn metrics(State(app): State<Arc<App>>) -> Response {
-    if let Ok((waiting, oldest)) = app.storage.outbox_lag(app.clock.now()).await {
+    let now = app.clock.now();
+    let mut snapshot = app.metrics.snapshot.lock().await;
+    let fresh = snapshot.as_ref().filter(|(made, _)| now >= *made && now.since(*made) < SNAPSHOT_AGE);
+    let text = match fresh {
+        Some((_, text)) => text.clone(),
+        None => {
+            let text = Bytes::from(look(&app, now).await);
+            *snapshot = Some((now, text.clone()));
+            text
+        }
+    };
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text).into_response()
+}
+
+/// Adds what stands in the database to what is counted here.
+async fn look(app: &App, now: Timestamp) -> String {
+    if let Ok((waiting, oldest)) = app.storage.outbox_lag(now).await {
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; nobody waits 2^53 deliveries")]
         metrics::gauge!("wasmdm_outbox_waiting").set(waiting as f64);
         metrics::gauge!("wasmdm_outbox_oldest_seconds").set(oldest.as_secs_f64());
@@ -65,10 +97,9 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
         }
     }
     if let Ok(counts) = app.storage.count_failing_pushes().await {
-        app.push_failures.tell(counts);
+        app.metrics.tell_push_failures(counts);
     }
     if let Ok(ends) = app.storage.push_certificate_ends().await {
-        let now = app.clock.now();
         for (topic, not_after) in ends {
             // Below zero when it is over.
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; no certificate lives for 2^53 milliseconds")]
@@ -76,6 +107,6 @@ pub async fn metrics(State(app): State<Arc<App>>) -> Response {
             metrics::gauge!("wasmdm_push_certificate_expires_seconds", "topic" => topic).set(left);
         }
     }
-    app.metrics.run_upkeep();
-    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], app.metrics.render()).into_response()
+    app.metrics.handle.run_upkeep();
+    app.metrics.handle.render()
 }

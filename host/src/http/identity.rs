@@ -11,6 +11,8 @@ use wasmdm_protocol::mdm_signature::{DetachedSignature, SignatureError};
 use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::reply::Refusal;
 
+use super::body::Refused;
+
 /// Chains whose verdict is remembered.
 const VERIFIED_CHAINS: u64 = 100_000;
 /// A verdict is looked at again after this, whatever the certificate says.
@@ -51,6 +53,30 @@ pub enum Presented {
     /// A signature that still waits for the body it covers. The chain of its certificate is verified: who has never
     /// seen one of the authority's cannot make the server hold a body.
     Signature(Box<DetachedSignature>),
+}
+
+impl Presented {
+    /// Whose it is, or is said to be.
+    pub fn certificate(&self) -> &Certificate {
+        match self {
+            Self::Certificate(certificate) => certificate,
+            Self::Signature(signature) => signature.claimed_certificate(),
+        }
+    }
+
+    /// The identity of who sends a body that is not kept. A certificate that was only claimed proves nothing before all of what it signs has
+    /// come, so that it is waited for.
+    pub async fn identify_refused(self, refused: &mut Refused) -> Option<Certificate> {
+        let signature = match self {
+            Self::Certificate(certificate) => return Some(*certificate),
+            Self::Signature(signature) => signature,
+        };
+        let mut check = signature.begin().ok()?;
+        if !refused.to_end(|part| check.update(part)).await {
+            return None;
+        }
+        check.finish().ok()
+    }
 }
 
 impl Identity {

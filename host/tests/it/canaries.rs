@@ -106,7 +106,7 @@ async fn live(server: &ServerProcess, authority: &Authority, home: &Home) {
                 device.user_authenticate(None),
                 device.user_authenticate(Some(MARK)),
                 device.get_token("com.apple.maid"),
-                device.declarative_management("status", Some(b"{}")),
+                device.status_report(),
             ];
             // Answered or refused: what matters is what the server tells of it. An error that repeats a secret fails here.
             for message in messages {
@@ -251,7 +251,11 @@ fn without_parameters(body: &[u8]) -> Vec<u8> {
     for kind in ["checkin_event", "acknowledge_event"] {
         if let Some(event) = event.get_mut(kind).and_then(serde_json::Value::as_object_mut) {
             event.remove("url_params");
-            unpacked.extend(STANDARD.decode(event["raw_payload"].as_str().unwrap()).unwrap());
+            let payload = STANDARD.decode(event["raw_payload"].as_str().unwrap()).unwrap();
+            // The JSON of a status report, which stands there in lines of base64.
+            let document = plist::from_bytes::<Value>(&payload).unwrap();
+            unpacked.extend(document.as_dictionary().unwrap().get("Data").and_then(Value::as_data).unwrap_or_default());
+            unpacked.extend(payload);
         }
     }
     unpacked.extend(event.to_string().into_bytes());

@@ -126,6 +126,7 @@ async fn body_errors() -> Vec<Seen> {
         BodyError::TooLarge { limit: 1 },
         BodyError::Budget,
         BodyError::Slow,
+        BodyError::GaveWay,
         BodyError::Broken("com.apple.unrecognized.device".into()),
         BodyError::Encoding("com.apple.unrecognized.device".into()),
     ];
@@ -135,6 +136,7 @@ async fn body_errors() -> Vec<Seen> {
             BodyError::TooLarge { .. } => "a body that is too large",
             BodyError::Budget => "too many bodies",
             BodyError::Slow => "a body that pauses",
+            BodyError::GaveWay => "a body among many of its certificate",
             BodyError::Broken(_) => "a broken body",
             BodyError::Encoding(_) => "an unknown encoding",
         };

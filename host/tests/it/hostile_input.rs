@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use wasmdm_simulator::{Authority, Connection, Device, Message};
+use wasmdm_simulator::device::Prepared;
+use wasmdm_simulator::{Authority, Connection, Device, DeviceOptions, Message, Proof, SignatureForm};
 
 use crate::process::{Home, ServerProcess};
 
@@ -188,6 +189,48 @@ async fn a_body_three_times_too_large_is_answered_413_and_thrown_away() {
             let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
             assert_eq!(statuses, if last { vec!["413"] } else { vec!["413", "200"] }, "{case}: {answers}");
         }
+    }
+}
+
+/// The report was refused, its command stayed open, and the device was offered the same one again for ever. Edge case 5.
+#[tokio::test]
+async fn a_command_whose_report_is_too_large_three_times_ends_and_the_queue_goes_on() {
+    let authority = Authority::new(41).unwrap();
+    let header = http::HeaderName::from_static("client-cert");
+    for (proof, flags) in [
+        (Proof::default(), &[][..]),
+        (Proof::Signature(SignatureForm::MODERN), &[]),
+        (Proof::CertificateHeader(header), &["--cert-header", "Client-Cert", "--trusted-proxy", "127.0.0.1"]),
+    ] {
+        let home = Home::new(&authority.root_pem()).with(flags);
+        let server = home.start();
+        let mut device = Device::with_options(&authority, 1, DeviceOptions { proof: proof.clone(), ..DeviceOptions::default() }).unwrap();
+        let mut connection = connect(&server);
+        device.enroll(&mut connection).await.unwrap();
+        for uuid in ["A", "B"] {
+            crate::api::enqueue(&server, &device.id(), uuid, "InstalledApplicationList").await;
+        }
+        let idle = device.idle().unwrap();
+        let idle = device.prepare(idle).unwrap();
+        let mut large = device.report("Acknowledged", "A").unwrap().body.to_vec();
+        large.resize(33 << 20, b'\n');
+        let large = device.prepare(Message::raw_report(large)).unwrap();
+        // The headers of another message: whoever has seen its certificate could send this.
+        let forged = Prepared { message: large.message.clone(), headers: idle.headers.clone() };
+        let mut sent = vec![&large; 3];
+        if !flags.contains(&"--cert-header") {
+            sent.splice(0..0, [&forged; 3]);
+        }
+        for (number, prepared) in sent.iter().enumerate() {
+            let offered = device.transmit(&mut connection, &idle).await.unwrap();
+            assert!(String::from_utf8_lossy(&offered.body).contains("<string>A</string>"), "{proof:?}, {number}");
+            // The server may close it under a body that it refused.
+            let mut another = connect(&server);
+            assert_eq!(device.transmit(&mut another, prepared).await.unwrap().status, StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        let offered = device.transmit(&mut connection, &idle).await.unwrap();
+        assert!(String::from_utf8_lossy(&offered.body).contains("<string>B</string>"), "{proof:?}");
+        home.check(&[]);
     }
 }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use http::StatusCode;
 use wasmdm::config::ServeOptions;
 use wasmdm_simulator::authority::CertificateRequest;
-use wasmdm_simulator::{Authority, Connection, Device};
+use wasmdm_simulator::signer::{Attributes, SignatureForm};
+use wasmdm_simulator::{Authority, Connection, Device, Proof};
 
 use crate::api::{enqueue, enqueue_at, enqueue_with};
 use crate::in_process::Server;
@@ -87,6 +88,9 @@ async fn an_expired_identity_is_let_in_for_as_long_as_the_operator_says() {
         enqueue_at(&server.url(), &device.id(), "C1", "ProfileList").await;
         enqueue_with(&server.url(), &device.id(), "RENEW", "InstallProfile", "nopush=1&renews_identity=1").await;
         server.clock.advance(Duration::from_hours(24 * 30));
+        // It says truly when it signs, which is after the certificate's end.
+        let attributes = Attributes::Signed { signing_time: Some(*b"270214000000Z") };
+        device.proof = Proof::Signature(SignatureForm { attributes, ..SignatureForm::MODERN });
         let idle = device.idle().unwrap();
         let answer = device.send(&mut connection, idle.clone()).await.unwrap();
         assert_eq!(answer.status, status, "{days:?}");

@@ -21,6 +21,7 @@ mod identities;
 mod in_process;
 mod kill;
 mod mass_push;
+mod metrics;
 mod migration;
 mod misbehaving_plugins;
 mod nanomdm;

@@ -125,6 +125,35 @@ async fn two_receivers_hear_of_every_message_in_nanomdms_words() {
     }
 }
 
+/// The document that was searched for secrets had been cleaned already, so the message seemed to have none and went out to the byte.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_secrets_of_a_status_report_go_out_only_where_the_operator_wants_them() {
+    let authority = Authority::new(76).unwrap();
+    for (number, flags, redacted) in [(1, &[][..], true), (2, &["--webhook-secrets"][..], false)] {
+        let (url, receiver) = Receiver::start(&[]).await;
+        let home = Home::new(&authority.root_pem()).with(&["--webhook-url", &url, "--webhook-topic", "mdm.DeclarativeManagement"]).with(flags);
+        let server = home.start();
+        let mut connection = Connection::new(Target::parse(&server.url()).unwrap());
+        let mut device = Device::new(&authority, number).unwrap();
+        device.enroll(&mut connection).await.unwrap();
+        let status = device.status_report().unwrap();
+        device.insist(&mut connection, status.clone()).await.unwrap();
+        let event = receiver.events(1).await.remove(0);
+        let payload = STANDARD.decode(event["checkin_event"]["raw_payload"].as_str().unwrap()).unwrap();
+        let document = plist::from_bytes::<plist::Value>(&payload).unwrap();
+        let report: Value = serde_json::from_slice(document.as_dictionary().unwrap()["Data"].as_data().unwrap()).unwrap();
+        let items = &report["StatusItems"];
+        assert_eq!(items["device"]["model"]["family"], "Mac");
+        assert_eq!(receiver.heard.lock().unwrap()[0].0.contains_key("x-wasmdm-redacted"), redacted);
+        if redacted {
+            assert_eq!(found_in(report.to_string().as_bytes()), None);
+            assert!(items["mdm"]["push-magic"].is_null() && items["mdm"]["push-token"].is_null());
+        } else {
+            assert_eq!((payload.as_slice(), &items["mdm"]["push-magic"]), (&status.body[..], &device.push_magic.as_str().into()));
+        }
+    }
+}
+
 /// A receiver that was told with a failure was never told again, and events came in any order. NanoMDM defect 15.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_fails_hears_again_and_the_order_of_a_device_holds() {

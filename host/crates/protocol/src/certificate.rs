@@ -11,7 +11,7 @@ mod names;
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
+use aws_lc_rs::digest::{self, Digest};
 use bytes::Bytes;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::ParsedExtension;
@@ -24,6 +24,9 @@ use constraints::Constraints;
 use crate::ber::{self, Reader};
 use crate::signature::{self, Hash, PublicKey, Scheme};
 use crate::time::Timestamp;
+
+/// Certificates have about ten. Each is compared with all before it, and that before anybody has vouched for one of them.
+const MAX_EXTENSIONS: usize = 64;
 
 /// A certificate of X.509, any version. That it can be read says nothing of whether it can be trusted.
 #[derive(Clone)]
@@ -165,6 +168,11 @@ impl Certificate {
         self.details.key.verify(scheme, hash, message, signature)
     }
 
+    /// The same of a message that came in parts.
+    pub(crate) fn verify_digest(&self, scheme: Scheme, hash: Hash, digest: &Digest, signature: &[u8]) -> Result<(), signature::Unverified> {
+        self.details.key.verify_digest(scheme, hash, digest, signature)
+    }
+
     pub(crate) fn subject_key_id(&self) -> Option<&[u8]> {
         self.details.subject_key_id.as_deref()
     }
@@ -201,6 +209,9 @@ impl Details {
             name_constraints: None,
             unknown_critical: None,
         };
+        if tbs.extensions().len() > MAX_EXTENSIONS {
+            return Err(CertificateError::new(format!("it has more than {MAX_EXTENSIONS} extensions")));
+        }
         let mut seen = Vec::new();
         for extension in tbs.extensions() {
             if seen.contains(&extension.oid.as_bytes()) {

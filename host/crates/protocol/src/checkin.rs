@@ -1,5 +1,6 @@
 //! Check-in messages: what a device says of its enrollment.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -54,6 +55,8 @@ pub struct CheckInMessage {
     pub check_in: CheckIn,
     /// The whole message. Can hold secrets.
     pub document: Value,
+    /// Secrets were taken out of `document` that are still in `raw`: those of a status report, whose JSON nobody looks into later.
+    pub is_cleaned: bool,
     /// The bytes as received. Can hold secrets.
     pub raw: Bytes,
 }
@@ -213,12 +216,15 @@ impl CheckInMessage {
         let enrollment = fields.identifiers()?.resolve().map_err(FieldError::from)?;
         let facts = fields.facts();
         // JSON within the property list: who looks for secrets in the document would not find them there.
+        let mut is_cleaned = false;
         if let (CheckIn::DeclarativeManagement(asked), Value::Dictionary(entries)) = (&check_in, &mut document)
             && let Some(data) = &asked.data
+            && let Cow::Owned(cleaned) = status_without_secrets(data)
         {
-            entries.insert("Data".into(), Value::Data(status_without_secrets(data)));
+            is_cleaned = true;
+            entries.insert("Data".into(), Value::Data(cleaned));
         }
-        Ok(Self { enrollment, facts, check_in, document, raw })
+        Ok(Self { enrollment, facts, check_in, document, is_cleaned, raw })
     }
 }
 

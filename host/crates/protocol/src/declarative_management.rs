@@ -3,6 +3,12 @@
 //! An `Endpoint` is a device's words. It names a place under the address that an operator gave, and must not be able to name another:
 //! neither another host nor a place above.
 
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
 use crate::relative_path::push_segment;
 
 /// Far more than Apple's endpoints have (`declaration/<kind>/<identifier>`).
@@ -55,27 +61,112 @@ impl EndpointPath {
 /// Status items that are secrets (`mdm.push-magic`, `mdm.push-token`, `enhanced-logging.applecare-token`), by the last part of their name.
 const SECRET_ITEMS: [&str; 3] = ["applecare-token", "push-magic", "push-token"];
 
-/// A status report without its secrets; nothing, if it cannot be read.
-pub fn status_without_secrets(data: &[u8]) -> Vec<u8> {
-    fn clean(value: &mut serde_json::Value) {
-        match value {
-            serde_json::Value::Object(entries) => {
-                for (key, value) in entries {
-                    if SECRET_ITEMS.contains(&key.rsplit('.').next().unwrap_or(key)) {
-                        *value = serde_json::Value::Null;
-                    } else {
-                        clean(value);
-                    }
-                }
-            }
-            serde_json::Value::Array(values) => values.iter_mut().for_each(clean),
-            _ => {}
-        }
+/// A status report without its secrets: the same bytes where there are none; nothing, if it cannot be read.
+///
+/// Written while it is read, and never held as values: a megabyte of `{"":0},` would be a hundred of them, for whoever has a certificate.
+pub fn status_without_secrets(data: &[u8]) -> Cow<'_, [u8]> {
+    let mut cleaned = Cleaned { json: Vec::with_capacity(data.len()), found: false };
+    let mut report = serde_json::Deserializer::from_slice(data);
+    if Cleaner(&mut cleaned).deserialize(&mut report).and_then(|()| report.end()).is_err() {
+        return Cow::Owned(Vec::new());
     }
-    let Ok(mut report) = serde_json::from_slice::<serde_json::Value>(data) else { return Vec::new() };
-    let before = report.clone();
-    clean(&mut report);
-    if report == before { data.to_vec() } else { serde_json::to_vec(&report).unwrap_or_default() }
+    if cleaned.found { Cow::Owned(cleaned.json) } else { Cow::Borrowed(data) }
+}
+
+/// What was read so far.
+struct Cleaned {
+    json: Vec<u8>,
+    /// Whether there was a secret in it.
+    found: bool,
+}
+
+impl Cleaned {
+    /// A string or a number.
+    fn write<E: de::Error>(&mut self, scalar: &(impl Serialize + ?Sized)) -> Result<(), E> {
+        serde_json::to_writer(&mut self.json, scalar).map_err(E::custom)
+    }
+}
+
+/// Reads one value and writes it without its secrets.
+struct Cleaner<'a>(&'a mut Cleaned);
+
+impl<'de> DeserializeSeed<'de> for Cleaner<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, value: D) -> Result<(), D::Error> {
+        value.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Cleaner<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.0.write(&())
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        self.0.write(&value)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
+        self.0.write(&value)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
+        self.0.write(&value)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
+        self.0.write(&value)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
+        self.0.write(value)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<(), A::Error> {
+        let mut before = b'[';
+        loop {
+            let length = self.0.json.len();
+            self.0.json.push(before);
+            if values.next_element_seed(Cleaner(self.0))?.is_none() {
+                self.0.json.truncate(length);
+                break;
+            }
+            before = b',';
+        }
+        if before == b'[' {
+            self.0.json.push(before);
+        }
+        self.0.json.push(b']');
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
+        let mut before = b'{';
+        while let Some(key) = entries.next_key::<Cow<'_, str>>()? {
+            self.0.json.push(before);
+            before = b',';
+            self.0.write(key.as_ref())?;
+            self.0.json.push(b':');
+            if SECRET_ITEMS.contains(&key.rsplit('.').next().unwrap_or(&key)) {
+                self.0.found |= entries.next_value::<Option<IgnoredAny>>()?.is_some();
+                self.0.json.extend_from_slice(b"null");
+            } else {
+                entries.next_value_seed(Cleaner(self.0))?;
+            }
+        }
+        if before == b'{' {
+            self.0.json.push(before);
+        }
+        self.0.json.push(b'}');
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -106,8 +197,21 @@ mod tests {
         assert_eq!(cleaned["a"][0]["mdm.push-token"], serde_json::Value::Null);
         assert_eq!(cleaned["StatusItems"]["device"]["model"], "Mac");
         let harmless = br#"{ "StatusItems":{} }"#;
-        assert_eq!(status_without_secrets(harmless), harmless);
-        assert_eq!(status_without_secrets(b"push-magic"), b"");
+        assert!(matches!(status_without_secrets(harmless), Cow::Borrowed(_)), "to the byte");
+        assert_eq!(*status_without_secrets(b"push-magic"), *b"");
+    }
+
+    #[test]
+    fn what_is_not_secret_stays_as_it_was_said() {
+        let report =
+            r#" {"push\u002dmagic": {"a": [1]}, "":[], "o":{}, "a": [1, -2, 0.5, true, null, "\u00fc\n\"", [[]], {"b": {}}], "b.push-token": 0} "#;
+        let cleaned = r#"{"push-magic":null,"":[],"o":{},"a":[1,-2,0.5,true,null,"ü\n\"",[[]],{"b":{}}],"b.push-token":null}"#;
+        assert_eq!(String::from_utf8_lossy(&status_without_secrets(report.as_bytes())), cleaned);
+        // There is nothing more to be taken out.
+        assert!(matches!(status_without_secrets(cleaned.as_bytes()), Cow::Borrowed(_)));
+        for broken in ["{} {}", "{\"push-token\":1", "[1,]", "", "{\"push-token\":}"] {
+            assert!(status_without_secrets(broken.as_bytes()).is_empty(), "{broken}");
+        }
     }
 
     /// Edge case 55.

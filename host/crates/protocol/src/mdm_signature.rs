@@ -4,15 +4,17 @@
 //! General libraries refuse some of that, so the few structures are read here. The signature does not cover the certificate that comes
 //! with it: whether an authority vouches for that one is [`TrustAnchors::verify`](crate::certificate::TrustAnchors::verify)'s question.
 
+use std::fmt;
+
+use aws_lc_rs::digest::{self, Digest};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
 
-use crate::ber::{self, CONSTRUCTED, Element, GENERALIZED_TIME, INTEGER, OCTET_STRING, OID, Reader, SEQUENCE, SET, UTC_TIME};
+use crate::ber::{self, CONSTRUCTED, Element, INTEGER, OCTET_STRING, OID, Reader, SEQUENCE, SET};
 use crate::certificate::{Certificate, CertificateError};
 use crate::signature::{self, Hash};
-use crate::time::Timestamp;
 
 /// Devices send three to six thousand bytes: one certificate, sometimes with its authority's.
 const MAX_HEADER: usize = 64 * 1024;
@@ -24,7 +26,6 @@ const BASE64: GeneralPurpose =
 const SIGNED_DATA: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02";
 const CONTENT_TYPE: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x03";
 const MESSAGE_DIGEST: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x04";
-const SIGNING_TIME: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01\x09\x05";
 
 /// `[0]` with elements within.
 const CONTEXT_0: u8 = 0xa0;
@@ -53,9 +54,6 @@ pub enum SignatureError {
     /// It is a signature of something else.
     #[error("the signature is of another body")]
     OtherBody,
-    /// It was made while the certificate was not valid.
-    #[error("the signature was made while its certificate was not valid")]
-    SigningTime,
     /// It is not the certificate's key's.
     #[error("the signature is false")]
     False,
@@ -94,9 +92,54 @@ impl DetachedSignature {
     /// Understood are RSA (PKCS#1 v1.5, from 1,024 bits) and ECDSA (P-256, P-384, P-521) with SHA-1, SHA-256, SHA-384 and SHA-512, with signed
     /// attributes and without. Content within the header is ignored.
     pub fn verify(self, body: &[u8]) -> Result<Certificate, SignatureError> {
-        let data = SignedData::read(&self.cms)?;
-        data.signer.check(&self.certificate, data.content_type, body)?;
-        Ok(self.certificate)
+        let mut check = self.begin()?;
+        check.update(body);
+        check.finish()
+    }
+
+    /// [`Self::verify`] of a body that comes in parts, none of which has to be kept.
+    ///
+    /// ```no_run
+    /// # use wasmdm_protocol::mdm_signature::DetachedSignature;
+    /// # fn verified(header: &[u8], parts: &[&[u8]]) -> Result<(), wasmdm_protocol::mdm_signature::SignatureError> {
+    /// let mut check = DetachedSignature::read(header)?.begin()?;
+    /// for part in parts {
+    ///     check.update(part);
+    /// }
+    /// let signer = check.finish()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn begin(self) -> Result<BodyCheck, SignatureError> {
+        let hash = SignedData::read(&self.cms)?.signer.hash()?;
+        Ok(BodyCheck { signature: self, digest: hash.begin() })
+    }
+}
+
+/// A signature and the digest of as much of the body as has come.
+pub struct BodyCheck {
+    signature: DetachedSignature,
+    digest: digest::Context,
+}
+
+impl fmt::Debug for BodyCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BodyCheck").field("signature", &self.signature).finish_non_exhaustive()
+    }
+}
+
+impl BodyCheck {
+    /// The next part.
+    pub fn update(&mut self, part: &[u8]) {
+        self.digest.update(part);
+    }
+
+    /// As [`DetachedSignature::verify`], once all of the body has come.
+    pub fn finish(self) -> Result<Certificate, SignatureError> {
+        let DetachedSignature { cms, certificate } = self.signature;
+        let data = SignedData::read(&cms)?;
+        data.signer.check(&certificate, data.content_type, &self.digest.finish())?;
+        Ok(certificate)
     }
 }
 
@@ -208,17 +251,21 @@ impl<'a> Signer<'a> {
         Some(same_serial && fields.expect(SEQUENCE)?.whole == issuer.whole)
     }
 
-    fn check(&self, certificate: &Certificate, content_type: &[u8], body: &[u8]) -> Result<(), SignatureError> {
-        let hash = Hash::from_oid(self.digest).ok_or(SignatureError::Unsupported("digest"))?;
+    fn hash(&self) -> Result<Hash, SignatureError> {
+        Hash::from_oid(self.digest).ok_or(SignatureError::Unsupported("digest"))
+    }
+
+    fn check(&self, certificate: &Certificate, content_type: &[u8], body: &Digest) -> Result<(), SignatureError> {
+        let hash = self.hash()?;
         let (scheme, named) = signature::scheme(self.algorithm).ok_or(SignatureError::Unsupported("algorithm"))?;
         if named.is_some_and(|named| named != hash) {
             return Err(SignatureError::Unsupported("pair of digests"));
         }
         let value = self.signature.octets().ok_or_else(|| malformed("its value cannot be read"))?;
         let verified = match self.attributes {
-            None => certificate.verify(scheme, hash, body, &value),
+            None => certificate.verify_digest(scheme, hash, body, &value),
             Some(attributes) => {
-                Attributes::read(attributes)?.check(certificate, content_type, hash.of(body).as_ref())?;
+                Attributes::read(attributes)?.check(content_type, body.as_ref())?;
                 // RFC 5652, 5.4: signed as a SET, sent as [0].
                 certificate.verify(scheme, hash, &ber::der(SET, attributes.content), &value)
             }
@@ -227,12 +274,12 @@ impl<'a> Signer<'a> {
     }
 }
 
-/// The signed attributes that say something about the body.
+/// The signed attributes that say something about the body. The time of signing is not among them: it is what the signer wants it to be, a
+/// device's clock may be wrong, and whether a certificate is still good is judged by the server's own clock.
 #[derive(Default)]
 struct Attributes<'a> {
     content_type: Option<&'a [u8]>,
     digest: Option<Element<'a>>,
-    time: Option<Element<'a>>,
 }
 
 impl<'a> Attributes<'a> {
@@ -244,7 +291,6 @@ impl<'a> Attributes<'a> {
             let repeated = match kind {
                 CONTENT_TYPE => found.content_type.replace(value.content).is_some(),
                 MESSAGE_DIGEST => found.digest.replace(value).is_some(),
-                SIGNING_TIME => found.time.replace(value).is_some(),
                 _ => false,
             };
             if repeated {
@@ -260,41 +306,16 @@ impl<'a> Attributes<'a> {
         let kind = attribute.expect(OID)?.content;
         let mut values = attribute.expect(SET)?.reader();
         let value = values.next()?;
-        let single = values.is_empty() || !matches!(kind, CONTENT_TYPE | MESSAGE_DIGEST | SIGNING_TIME);
+        let single = values.is_empty() || !matches!(kind, CONTENT_TYPE | MESSAGE_DIGEST);
         single.then_some((kind, value))
     }
 
-    fn check(&self, certificate: &Certificate, content_type: &[u8], digest: &[u8]) -> Result<(), SignatureError> {
+    fn check(&self, content_type: &[u8], digest: &[u8]) -> Result<(), SignatureError> {
         if self.content_type.is_some_and(|signed| signed != content_type) {
             return Err(malformed("its signed content type is another"));
         }
         let signed = self.digest.ok_or_else(|| malformed("its signed attributes have no digest"))?;
         let signed = signed.octets().filter(|_| signed.tag & !CONSTRUCTED == OCTET_STRING).ok_or_else(|| malformed("its digest cannot be read"))?;
-        if *signed != *digest {
-            return Err(SignatureError::OtherBody);
-        }
-        let Some(time) = self.time else { return Ok(()) };
-        let time = read_time(time).ok_or_else(|| malformed("its signing time cannot be read"))?;
-        if time < certificate.not_before || time > certificate.not_after { Err(SignatureError::SigningTime) } else { Ok(()) }
+        if *signed == *digest { Ok(()) } else { Err(SignatureError::OtherBody) }
     }
-}
-
-/// `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ`.
-fn read_time(time: Element<'_>) -> Option<Timestamp> {
-    let text = std::str::from_utf8(time.content).ok()?.strip_suffix('Z')?;
-    let digits = text.split('.').next()?;
-    let century = match time.tag {
-        // RFC 5280, 4.1.2.5.1: until 2049.
-        UTC_TIME if digits.get(..2)? < "50" => "20",
-        UTC_TIME => "19",
-        GENERALIZED_TIME => "",
-        _ => return None,
-    };
-    let digits = format!("{century}{digits}");
-    if digits.len() != 14 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let time = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &digits).ok()?;
-    let second = time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second();
-    Some(Timestamp::from_millis(second.saturating_mul(1000)))
 }

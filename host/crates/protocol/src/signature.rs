@@ -52,13 +52,21 @@ impl Hash {
     }
 
     pub(crate) fn of(self, message: &[u8]) -> Digest {
-        let algorithm = match self {
+        digest::digest(self.algorithm(), message)
+    }
+
+    /// For a message that comes in parts.
+    pub(crate) fn begin(self) -> digest::Context {
+        digest::Context::new(self.algorithm())
+    }
+
+    fn algorithm(self) -> &'static digest::Algorithm {
+        match self {
             Self::Sha1 => &digest::SHA1_FOR_LEGACY_USE_ONLY,
             Self::Sha256 => &digest::SHA256,
             Self::Sha384 => &digest::SHA384,
             Self::Sha512 => &digest::SHA512,
-        };
-        digest::digest(algorithm, message)
+        }
     }
 }
 
@@ -121,13 +129,24 @@ impl PublicKey {
 
     /// Checks the signature of `message`. RSA keys need 1,024 to 8,192 bits.
     pub(crate) fn verify(&self, scheme: Scheme, hash: Hash, message: &[u8], signature: &[u8]) -> Result<(), Unverified> {
+        match (self, scheme) {
+            // It digests the message twice, so it needs all of it.
+            (Self::Ed25519(key), Scheme::Ed25519) => {
+                UnparsedPublicKey::new(&algorithms::ED25519, key).verify(message, signature).map_err(|_| Unverified)
+            }
+            _ => self.verify_digest(scheme, hash, &hash.of(message), signature),
+        }
+    }
+
+    /// The same where the message is no longer at hand: `digest` is `hash` of it.
+    pub(crate) fn verify_digest(&self, scheme: Scheme, hash: Hash, digest: &Digest, signature: &[u8]) -> Result<(), Unverified> {
         let (algorithm, key): (&'static dyn VerificationAlgorithm, &Bytes) = match (self, scheme, hash) {
             (Self::Rsa(key), Scheme::Rsa, Hash::Sha1) => (&algorithms::RSA_PKCS1_1024_8192_SHA1_FOR_LEGACY_USE_ONLY, key),
             (Self::Rsa(key), Scheme::Rsa, Hash::Sha256) => (&algorithms::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY, key),
             (Self::Rsa(key), Scheme::Rsa, Hash::Sha512) => (&algorithms::RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY, key),
             (Self::Rsa(key), Scheme::Rsa, Hash::Sha384) => {
                 if let Some(key) = SmallRsaKey::new(key) {
-                    return key.verify_sha384(message, signature);
+                    return key.verify_sha384(digest, signature);
                 }
                 (&algorithms::RSA_PKCS1_2048_8192_SHA384, key)
             }
@@ -135,7 +154,7 @@ impl PublicKey {
             (Self::P256(key), Scheme::Ecdsa, Hash::Sha256) => (&algorithms::ECDSA_P256_SHA256_ASN1, key),
             (Self::P256(key), Scheme::Ecdsa, Hash::Sha384) => (&algorithms::ECDSA_P256_SHA384_ASN1, key),
             (Self::P256(key), Scheme::Ecdsa, Hash::Sha512) => (&algorithms::ECDSA_P256_SHA512_ASN1, key),
-            (Self::P384(key), Scheme::Ecdsa, Hash::Sha1) => return verify_p384_sha1(key, message, signature),
+            (Self::P384(key), Scheme::Ecdsa, Hash::Sha1) => return verify_p384_sha1(key, digest, signature),
             (Self::P384(key), Scheme::Ecdsa, Hash::Sha256) => (&algorithms::ECDSA_P384_SHA256_ASN1, key),
             (Self::P384(key), Scheme::Ecdsa, Hash::Sha384) => (&algorithms::ECDSA_P384_SHA384_ASN1, key),
             (Self::P384(key), Scheme::Ecdsa, Hash::Sha512) => (&algorithms::ECDSA_P384_SHA512_ASN1, key),
@@ -143,16 +162,14 @@ impl PublicKey {
             (Self::P521(key), Scheme::Ecdsa, Hash::Sha256) => (&algorithms::ECDSA_P521_SHA256_ASN1, key),
             (Self::P521(key), Scheme::Ecdsa, Hash::Sha384) => (&algorithms::ECDSA_P521_SHA384_ASN1, key),
             (Self::P521(key), Scheme::Ecdsa, Hash::Sha512) => (&algorithms::ECDSA_P521_SHA512_ASN1, key),
-            (Self::Ed25519(key), Scheme::Ed25519, _) => (&algorithms::ED25519, key),
             _ => return Err(Unverified),
         };
-        UnparsedPublicKey::new(algorithm, key).verify(message, signature).map_err(|_| Unverified)
+        UnparsedPublicKey::new(algorithm, key).verify_digest(digest, signature).map_err(|_| Unverified)
     }
 }
 
 /// ECDSA takes the digest as a number, so a SHA-1 digest with zeros before it is the same to it as one of SHA-384's length.
-fn verify_p384_sha1(key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), Unverified> {
-    let digest = Hash::Sha1.of(message);
+fn verify_p384_sha1(key: &[u8], digest: &Digest, signature: &[u8]) -> Result<(), Unverified> {
     let mut padded = vec![0; 48_usize.saturating_sub(digest.as_ref().len())];
     padded.extend_from_slice(digest.as_ref());
     let padded = Digest::import_less_safe(&padded, &digest::SHA384).map_err(|_| Unverified)?;
@@ -183,9 +200,8 @@ impl SmallRsaKey {
     }
 
     /// RFC 8017, 8.2.2: the whole padded digest is built and compared, nothing of the signature is parsed.
-    fn verify_sha384(&self, message: &[u8], signature: &[u8]) -> Result<(), Unverified> {
+    fn verify_sha384(&self, digest: &Digest, signature: &[u8]) -> Result<(), Unverified> {
         const DIGEST_INFO: &[u8] = b"\x30\x41\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\x04\x30";
-        let digest = Hash::Sha384.of(message);
         let mut expected = vec![0x00, 0x01];
         expected.resize(self.length.saturating_sub(1 + DIGEST_INFO.len() + digest.as_ref().len()), 0xff);
         expected.push(0x00);

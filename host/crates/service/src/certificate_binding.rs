@@ -96,12 +96,10 @@ impl<S: Service> CertificateBinding<S> {
                         return Err(refused(request, claim.device(), "its certificate is bound to another enrollment"));
                     }
                     Some(_) => {}
-                    None => {
-                        let known = self.storage.enrollment(&binding.enrollment).await?;
-                        report.enrollment = known.map(|record| Enrollment { id: record.id, parent: record.parent, kind: record.kind });
-                    }
+                    None => report.enrollment = self.bound(&binding).await?,
                 }
             }
+            Message::Oversized(enrollment) => *enrollment = self.bound(&binding).await?,
             Message::CheckIn(_) | Message::Report(_) => {
                 let device = claimed(message);
                 if device != binding.enrollment {
@@ -119,11 +117,16 @@ impl<S: Service> CertificateBinding<S> {
         Ok(self.storage.enrollment(device).await?.is_some_and(|record| record.is_in_renewal(self.clock.now())))
     }
 
+    async fn bound(&self, binding: &Binding) -> Result<Option<Enrollment>, Refusal> {
+        let known = self.storage.enrollment(&binding.enrollment).await?;
+        Ok(known.map(|record| Enrollment { id: record.id, parent: record.parent, kind: record.kind }))
+    }
+
     /// A certificate that nobody is known by becomes the enrollment's, if it may.
     async fn adopted(&self, request: &DeviceRequest, message: &Message) -> Result<Option<Binding>, Refusal> {
         // What a malformed report claims to be is not believed, and what has expired is nobody's new identity.
         let now = self.clock.now();
-        if matches!(message, Message::Malformed(_)) || request.certificate.not_after < now {
+        if matches!(message, Message::Malformed(_) | Message::Oversized(_)) || request.certificate.not_after < now {
             return Ok(None);
         }
         let device = claimed(message);
@@ -190,7 +193,7 @@ pub(crate) fn names(certificate: &wasmdm_protocol::certificate::Certificate, rec
 /// that certificate, or leaves. Tokens are for the new one.
 fn is_for_outgoing(message: &Message) -> bool {
     match message {
-        Message::Report(_) | Message::Malformed(_) => true,
+        Message::Report(_) | Message::Malformed(_) | Message::Oversized(_) => true,
         Message::CheckIn(check_in) => matches!(check_in.check_in, CheckIn::TokenUpdate(_) | CheckIn::CheckOut),
     }
 }
@@ -205,10 +208,12 @@ impl<S: Service> Service for CertificateBinding<S> {
 }
 
 fn claimed(message: &Message) -> EnrollmentId {
+    let of_claim = |claim: Option<&Enrollment>| claim.map_or_else(|| EnrollmentId::new("?"), |claim| claim.device().clone());
     match message {
         Message::CheckIn(check_in) => check_in.enrollment.device().clone(),
         Message::Report(report) => report.enrollment.device().clone(),
-        Message::Malformed(report) => report.enrollment.as_ref().map_or_else(|| EnrollmentId::new("?"), |claim| claim.device().clone()),
+        Message::Malformed(report) => of_claim(report.enrollment.as_ref()),
+        Message::Oversized(enrollment) => of_claim(enrollment.as_ref()),
     }
 }
 

@@ -37,8 +37,8 @@ use crate::user_authentication::UserAuthentication;
 
 /// Hears of Idle polls, which leave no trace in the database.
 pub trait PollListener: std::fmt::Debug + Send + Sync + 'static {
-    /// Whether it wants to.
-    fn listens(&self) -> bool;
+    /// Whether it wants to hear of one of that many bytes.
+    fn listens(&self, length: usize) -> bool;
     /// Must not wait: what it cannot take is lost.
     fn polled(&self, message: DeviceMessage, at: Timestamp);
 }
@@ -87,17 +87,23 @@ pub struct Core {
     options: Options,
     /// Enrollments of which it was written down a moment ago that they were refused with a new certificate.
     refused_takeovers: Cache<EnrollmentId, ()>,
+    /// How often the report of a command was too large, by enrollment and `CommandUUID`. Forgotten at a restart: it only takes longer then.
+    oversized: Cache<(EnrollmentId, String), u32>,
 }
 
 /// Refusals of the same device are written down once in this time, for so many devices.
 const TAKEOVER_ROWS_EVERY: Duration = Duration::from_mins(1);
 const TAKEOVER_ROWS_OF: u64 = 10_000;
+/// For how many commands it is remembered that their report was too large, and for how long after the last one.
+const OVERSIZED_OF: u64 = 10_000;
+const OVERSIZED_FOR: Duration = Duration::from_hours(24 * 7);
 
 impl Core {
     /// A service over `storage` that asks `policy` before it stores an Authenticate.
     pub fn new(storage: Storage, clock: Arc<dyn Clock>, policy: Arc<dyn EnrollmentPolicy>, options: Options) -> Self {
         let refused_takeovers = Cache::builder().max_capacity(TAKEOVER_ROWS_OF).time_to_live(TAKEOVER_ROWS_EVERY).build();
-        Self { storage, clock, policy, in_flight: InFlight::default(), options, refused_takeovers }
+        let oversized = Cache::builder().max_capacity(OVERSIZED_OF).time_to_idle(OVERSIZED_FOR).build();
+        Self { storage, clock, policy, in_flight: InFlight::default(), options, refused_takeovers, oversized }
     }
 
     /// Whether the identity that the request came with has expired. The operator may let such devices go on for a while, but then only to get
@@ -156,6 +162,7 @@ impl Core {
             Message::CheckIn(message) => self.check_in(request, *message).await,
             Message::Report(report) => self.report(request, *report).await,
             Message::Malformed(report) => self.malformed_report(request, *report).await,
+            Message::Oversized(device) => self.oversized_report(request, device).await,
         }
     }
 }
@@ -170,7 +177,7 @@ impl Service for Core {
                 }
                 Message::Report(report) if report.status == Status::Idle => {
                     // A poll stays free of writes.
-                    if let Some(listener) = self.options.poll_listener.as_ref().filter(|listener| listener.listens()) {
+                    if let Some(listener) = self.options.poll_listener.as_ref().filter(|listener| listener.listens(report.raw.len())) {
                         listener.polled(report_message(&request, report), self.clock.now());
                     }
                     None
@@ -180,7 +187,7 @@ impl Service for Core {
                     self.storage.on_behalf_of(&request.tenant, CONNECT, Some(report.status.as_str()), heard)
                 }
                 // It says nothing that could be believed, so nobody is told.
-                Message::Malformed(_) => None,
+                Message::Malformed(_) | Message::Oversized(_) => None,
             };
             match on_behalf_of {
                 Some(storage) => Self { storage, ..self.clone() }.answer(request, message).await,
@@ -199,6 +206,7 @@ fn check_in_message(request: &DeviceRequest, check_in: &CheckInMessage) -> Devic
         status: None,
         command_uuid: None,
         document: check_in.document.clone(),
+        is_cleaned: check_in.is_cleaned,
         raw: check_in.raw.clone(),
         url_params: request.url_params.clone(),
     }
@@ -210,6 +218,7 @@ fn report_message(request: &DeviceRequest, report: &Report) -> DeviceMessage {
         status: Some(report.status.as_str().to_owned()),
         command_uuid: report.command_uuid.clone(),
         document: report.document.clone(),
+        is_cleaned: false,
         raw: report.raw.clone(),
         url_params: request.url_params.clone(),
     }

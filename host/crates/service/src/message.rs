@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use wasmdm_protocol::certificate::Certificate;
 use wasmdm_protocol::checkin::CheckInMessage;
-use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, TenantId};
 use wasmdm_protocol::report::{MalformedReport, Report};
 
 /// Who sent a message, and how.
@@ -29,6 +29,8 @@ pub enum Message {
     Report(Box<Report>),
     /// A report that could not be parsed; it must not wedge the queue (edge case 4).
     Malformed(Box<MalformedReport>),
+    /// A report that was too large to be kept (edge case 5), from whom the certificate says: the binding layer puts the device in.
+    Oversized(Option<Enrollment>),
 }
 
 impl Message {
@@ -38,6 +40,7 @@ impl Message {
             Self::CheckIn(check_in) => Some(&check_in.enrollment.id),
             Self::Report(report) => Some(&report.enrollment.id),
             Self::Malformed(report) => report.enrollment.as_ref().map(|enrollment| &enrollment.id),
+            Self::Oversized(enrollment) => enrollment.as_ref().map(|enrollment| &enrollment.id),
         }
     }
 }

@@ -285,6 +285,34 @@ impl Storage {
         .await
     }
 
+    /// What a device, or a user of it, was last given and has not answered: the enrollment and the `CommandUUID`. A report of which nothing
+    /// could be read is taken for its answer.
+    pub async fn last_sent(&self, tenant: &TenantId, device: &EnrollmentId) -> Result<Option<(EnrollmentId, String)>, StorageError> {
+        let row = self.read_one(SELECT_LAST_SENT, args![device.as_str(), device.as_str()]).await?.map(|row| Row::of(&row)).transpose()?;
+        Ok(row.filter(|row| row.tenant == *tenant).map(|row| (row.enrollment, row.uuid)))
+    }
+
+    /// Ends a command that was sent and whose report is never taken, as errored. `false`: it was answered meanwhile.
+    pub async fn end_oversized(&self, tenant: &TenantId, id: &EnrollmentId, uuid: &str, now: Timestamp) -> Result<bool, StorageError> {
+        let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.to_owned());
+        self.write(Class::Answer, move |tx| {
+            let (tenant, id, uuid) = (tenant.clone(), id.clone(), uuid.clone());
+            Box::pin(async move {
+                let row = tx.one(SELECT_QUEUED, args![id.as_str(), uuid.as_str(), tenant.as_str()]).await?;
+                let Some(row) = row.map(|row| Row::of(&row)).transpose()?.filter(|row| row.state == "sent") else {
+                    return Ok(Outcome::Commit(false));
+                };
+                finish_with_result(tx, &row, "errored", TOO_LARGE, &Bytes::new(), now).await?;
+                emit_row(tx, &row, "command.errored", TOO_LARGE, None, &Cause::default(), now).await?;
+                if row.renews_identity {
+                    renewal_fails(tx, &row.enrollment, &row.uuid).await?;
+                }
+                Ok(Outcome::Commit(true))
+            })
+        })
+        .await
+    }
+
     /// Open commands in the order in which they go out, at most 1,000.
     pub async fn pending_commands(&self, tenant: &TenantId, id: &EnrollmentId) -> Result<Vec<CommandStatus>, StorageError> {
         let rows = self.read_all(SELECT_OPEN, args![id.as_str(), tenant.as_str()]).await?;
@@ -343,11 +371,19 @@ impl Storage {
             .map(|row| {
                 let place: [&(dyn fmt::Display + Sync); 3] = [id, &row.text(0)?, &row.int(3)?];
                 let report = self.keyring().at(&sealed::ORPHAN_REPORT, tenant, &place).open(row.blob(2)?)?;
-                Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report, received_at: row.time(3)? })
+                // Those of earlier versions are whole.
+                let length = match row.opt_int(4)? {
+                    Some(length) => u64::try_from(length).unwrap_or_default(),
+                    None => u64::try_from(report.len()).unwrap_or(u64::MAX),
+                };
+                Ok(OrphanReport { command_uuid: row.text(0)?, status: row.text(1)?, report, length, received_at: row.time(3)? })
             })
             .collect()
     }
 }
+
+/// Of a longer orphan no more is kept: a device can send as many as it likes.
+pub const LONGEST_ORPHAN: usize = 1024 * 1024;
 
 /// A report that belonged to no open command.
 #[derive(Clone)]
@@ -356,8 +392,10 @@ pub struct OrphanReport {
     pub command_uuid: String,
     /// Its status.
     pub status: String,
-    /// As received.
+    /// As received, up to [`LONGEST_ORPHAN`].
     pub report: Bytes,
+    /// How long it was: what is beyond `report` was cut off.
+    pub length: u64,
     /// When.
     pub received_at: Timestamp,
 }
@@ -369,7 +407,7 @@ impl fmt::Debug for OrphanReport {
     }
 }
 
-/// Orphans that are kept of an enrollment, and their bytes. The newest stays, however long it is.
+/// Orphans that are kept of a device and its users together, and their bytes. The newest stays.
 const ORPHANS: i64 = 100;
 const ORPHAN_BYTES: i64 = 1024 * 1024;
 
@@ -389,6 +427,11 @@ pub(crate) const SELECT_SENT_TO: &str = select_queue!(
     "WHERE q.tenant_id = ? AND q.command_uuid = ? AND q.deliveries > 0 \
      AND (q.enrollment_id = ? OR q.enrollment_id IN (SELECT id FROM enrollments WHERE parent_id = ?)) \
      ORDER BY q.is_open DESC, CASE WHEN q.enrollment_id = ? THEN 0 ELSE 1 END, q.sequence LIMIT 1"
+);
+/// What a device has last been given, on its own channel or a user's, and has not answered.
+pub(crate) const SELECT_LAST_SENT: &str = select_queue!(
+    "WHERE q.is_open = 1 AND q.state = 'sent' AND q.enrollment_id IN (SELECT id FROM enrollments WHERE id = ? OR parent_id = ?) \
+     ORDER BY q.sent_at DESC, q.sequence DESC LIMIT 1"
 );
 pub(crate) const SELECT_EXPIRED: &str = select_queue!("WHERE q.is_open = 1 AND q.expires_at <= ? ORDER BY q.expires_at LIMIT 100");
 pub(crate) const SELECT_COLLAPSED: &str =
@@ -431,12 +474,12 @@ const UPSERT_RESULT: &str = "INSERT INTO command_results (tenant_id, enrollment_
     VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (enrollment_id, command_uuid) DO UPDATE SET status = excluded.status, \
     is_final = excluded.is_final, report = excluded.report, received_at = excluded.received_at";
 static FINISH_WITH_RESULT: LazyLock<String> = LazyLock::new(|| together(&[UPSERT_RESULT, FINISH]));
-const INSERT_ORPHAN: &str =
-    "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at) VALUES (?, ?, ?, ?, ?, ?)";
+const INSERT_ORPHAN: &str = "INSERT INTO orphan_reports (tenant_id, enrollment_id, command_uuid, status, report, received_at, length, device_id) \
+    SELECT ?, ?, ?, ?, ?, ?, ?, COALESCE(parent_id, id) FROM enrollments WHERE id = ?";
 const TRIM_ORPHANS: &str = "DELETE FROM orphan_reports WHERE sequence IN (SELECT sequence FROM (SELECT sequence, \
     ROW_NUMBER() OVER (ORDER BY sequence DESC) AS place, SUM(LENGTH(report)) OVER (ORDER BY sequence DESC) AS bytes \
-    FROM orphan_reports WHERE enrollment_id = ?) kept WHERE place > ? OR (place > 1 AND bytes > ?))";
-const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
+    FROM orphan_reports WHERE device_id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)) kept WHERE place > ? OR (place > 1 AND bytes > ?))";
+const SELECT_ORPHANS: &str = "SELECT command_uuid, status, report, received_at, length FROM orphan_reports WHERE enrollment_id = ? AND tenant_id = ? \
     ORDER BY sequence DESC LIMIT ?";
 const SELECT_PARENT: &str = "SELECT parent_id FROM enrollments WHERE id = ? AND tenant_id = ?";
 // Whether a command was sent to its device as it is enrolled now, and not in an enrollment before.
@@ -687,6 +730,8 @@ const ERASE: &str = "EraseDevice";
 
 /// The status that a malformed report is kept under.
 const MALFORMED: &str = "Malformed";
+/// The status of a command whose report was never taken, as it was too large again and again. The stored report is empty.
+const TOO_LARGE: &str = "TooLarge";
 
 /// Also answers whose queue goes on: a malformed report does not say that it is of a user's channel, but its command does.
 async fn report_of(tx: &mut Tx, input: &ReportInput) -> Result<(Recorded, EnrollmentId), StorageError> {
@@ -739,6 +784,18 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
         Some(Status::CommandFormatError) => ("errored", "command.format-error"),
         _ => ("errored", "command.errored"),
     };
+    finish_with_result(tx, row, state, status, &input.raw, now).await?;
+    // The device answers, whoever queued the command: no plugin effect stands between.
+    emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
+    if state == "acknowledged" {
+        acknowledged(tx, input, row).await?;
+    } else if row.renews_identity {
+        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
+    Ok(Recorded::Final)
+}
+
+async fn finish_with_result(tx: &mut Tx, row: &Row, state: &str, status: &str, report: &Bytes, now: Timestamp) -> Result<(), StorageError> {
     tx.run(
         &FINISH_WITH_RESULT,
         args![
@@ -747,7 +804,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
             row.uuid.as_str(),
             status,
             1_i64,
-            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(&input.raw)?,
+            tx.keyring.at(&sealed::REPORT, &row.tenant, &[&row.enrollment, &row.uuid]).seal(report)?,
             now.as_millis(),
             // The row of the queue.
             state,
@@ -757,14 +814,7 @@ async fn report_of_command(tx: &mut Tx, input: &ReportInput, row: &Row, status: 
         ],
     )
     .await?;
-    // The device answers, whoever queued the command: no plugin effect stands between.
-    emit_row(tx, row, topic, status, Some(input), &Cause::default(), now).await?;
-    if state == "acknowledged" {
-        acknowledged(tx, input, row).await?;
-    } else if row.renews_identity {
-        renewal_fails(tx, &row.enrollment, &row.uuid).await?;
-    }
-    Ok(Recorded::Final)
+    Ok(())
 }
 
 /// What some commands change in the enrollment itself.
@@ -823,8 +873,10 @@ async fn is_repeated(tx: &mut Tx, input: &ReportInput, row: &Row, status: &str) 
 async fn orphan(tx: &mut Tx, input: &ReportInput, id: &EnrollmentId, status: &str) -> Result<Recorded, StorageError> {
     let ReportInput { tenant, command_uuid, raw, .. } = input;
     let now = input.now.as_millis();
-    let report = tx.keyring.at(&sealed::ORPHAN_REPORT, tenant, &[id, command_uuid, &now]).seal(raw)?;
-    tx.run(INSERT_ORPHAN, args![tenant.as_str(), id.as_str(), command_uuid.as_str(), status, report, now]).await?;
+    let length = i64::try_from(raw.len()).unwrap_or(i64::MAX);
+    let raw = raw.slice(..raw.len().min(LONGEST_ORPHAN));
+    let report = tx.keyring.at(&sealed::ORPHAN_REPORT, tenant, &[id, command_uuid, &now]).seal(&raw)?;
+    tx.run(INSERT_ORPHAN, args![tenant.as_str(), id.as_str(), command_uuid.as_str(), status, report, now, length, id.as_str()]).await?;
     tx.run(TRIM_ORPHANS, args![id.as_str(), ORPHANS, ORPHAN_BYTES]).await?;
     Ok(Recorded::Orphan)
 }

@@ -7,6 +7,7 @@
 
 use crate::Storage;
 use crate::StorageError;
+use crate::commands::LONGEST_ORPHAN;
 use crate::events::{Cause, Happened, emit};
 use crate::writer::Tx;
 use base64::Engine as _;
@@ -17,14 +18,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use wasmdm_protocol::enrollment::{Enrollment, EnrollmentId, TenantId};
+use wasmdm_protocol::json::without_secrets;
 use wasmdm_protocol::plist;
 use wasmdm_protocol::time::Timestamp;
 
 /// The beginnings of the topics of messages without their secrets, and with them.
 const WITHOUT_SECRETS: &str = "mdm.";
 const WITH_SECRETS: &str = "mdm+secrets.";
-/// Of a report that belongs to no command; a device could fill the disk with them.
-const LONGEST_ORPHAN: usize = 1024 * 1024;
 
 /// What a device has sent.
 #[derive(Clone)]
@@ -37,6 +37,8 @@ pub struct DeviceMessage {
     pub command_uuid: Option<String>,
     /// Parsed.
     pub document: plist::Value,
+    /// `document` lacks secrets that `raw` has.
+    pub is_cleaned: bool,
     /// As received.
     pub raw: Bytes,
     /// The query of the URL.
@@ -68,7 +70,8 @@ impl DeviceMessage {
                 event.insert(name.to_owned(), value.into());
             }
         }
-        let cleaned = Some(wasmdm_protocol::json::without_secrets(&self.document)).filter(|cleaned| !with_secrets && *cleaned != self.document);
+        let cleaned =
+            if with_secrets { None } else { Some(without_secrets(&self.document)).filter(|cleaned| self.is_cleaned || *cleaned != self.document) };
         let payload = cleaned.as_ref().map_or_else(|| self.raw.clone(), plist::to_xml);
         event.insert("raw_payload".to_owned(), STANDARD.encode(payload).into());
         if !self.url_params.is_empty() {

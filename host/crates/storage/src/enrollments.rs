@@ -306,7 +306,7 @@ pub(crate) const BOOTSTRAP_TOKEN: &str = "bootstrap-token";
 /// The tag of an enrollment in quarantine.
 const QUARANTINED: &str = "quarantined";
 
-const COUNT_BY_STATE: &str = "SELECT state, COUNT(*) FROM enrollments GROUP BY state";
+pub(crate) const COUNT_BY_STATE: &str = "SELECT state, COUNT(*) FROM enrollments GROUP BY state";
 const SELECT_ENROLLMENT: &str = "SELECT tenant_id, kind, state, topic, tally, re_enrolling, awaiting_configuration, facts, push_magic, push_token, parent_id, \
     renewal_until, renewing, erase_command_uuid FROM enrollments WHERE id = ?";
 const UPSERT_ENROLLMENT: &str = "INSERT INTO enrollments \

@@ -68,7 +68,7 @@ const UPSERT: &str = "INSERT INTO push_failures (enrollment_id, tenant_id, code,
     first_at = CASE WHEN push_failures.code = excluded.code THEN push_failures.first_at ELSE excluded.first_at END, \
     code = excluded.code, detail = excluded.detail, token_is_dead = excluded.token_is_dead, last_at = excluded.last_at";
 const DELETE: &str = "DELETE FROM push_failures WHERE enrollment_id = ?";
-const COUNT: &str = "SELECT code, COUNT(*) FROM push_failures GROUP BY code";
+pub(crate) const COUNT: &str = "SELECT code, COUNT(*) FROM push_failures GROUP BY code";
 
 impl Storage {
     /// Keeps what became of pushes. Costs nothing for those that went well and did before.

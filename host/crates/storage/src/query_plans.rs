@@ -1,7 +1,7 @@
 //! The statements of the hot path find their rows by an index, however large the tables are.
 
 use crate::sql::args;
-use crate::{OpenOptions, Storage, certificate_bindings, commands, maintenance, mass_pushes, outbox, timers, wakes};
+use crate::{OpenOptions, Storage, certificate_bindings, commands, enrollments, maintenance, mass_pushes, outbox, push_failures, timers, wakes};
 use sqlx::{AssertSqlSafe, Connection, Row};
 use wasmdm_protocol::time::Timestamp;
 
@@ -16,6 +16,7 @@ const HOT: &[(&str, &str)] = &[
     (mass_pushes::CLOSE, "mass_push_targets_waiting"),
     (commands::SELECT_QUEUED, "command_queue_command"),
     (commands::SELECT_SENT_TO, "command_queue_by_command"),
+    (commands::SELECT_LAST_SENT, "command_queue_open"),
     (commands::SELECT_EXPIRED, "command_queue_expiring"),
     (commands::SELECT_COLLAPSED, "command_queue_collapse"),
     (commands::SELECT_BY_KEY, "command_queue_idempotency"),
@@ -34,6 +35,9 @@ const HOT: &[(&str, &str)] = &[
     (outbox::RELEASE, "deliveries_partition"),
     (timers::SELECT_DUE_TIMERS, "timers_due"),
     (timers::SELECT_DUE_CRON, "cron_entries_due"),
+    // metrics
+    (enrollments::COUNT_BY_STATE, "enrollments_state"),
+    (push_failures::COUNT, "push_failures_code"),
     // clearing away
     (maintenance::SELECT_OLD, "deliveries_finished"),
     (maintenance::SELECT_EXPIRED_PAIR, "plugin_key_values_expiring"),

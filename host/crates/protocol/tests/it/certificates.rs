@@ -69,6 +69,17 @@ fn what_is_no_certificate_is_refused() {
     assert!(Certificate::from_der([der.as_slice(), &[0]].concat()).is_err());
 }
 
+/// Each extension is compared with those before it, so ten thousand of them kept a thread busy for whoever had made them up.
+#[test]
+fn a_certificate_with_very_many_extensions_is_refused() {
+    let with = |count: usize| {
+        let extensions = (0..count).map(|number| (&*format!("1.3.6.1.4.1.99999.{number}").leak(), false, vec![5, 0])).collect();
+        Certificate::from_der(signer::Certificate { extensions, ..signer::Certificate::leaf("device") }.issue(&P384, "root", &P256))
+    };
+    assert!(with(64).is_ok());
+    assert_eq!(with(65).unwrap_err().to_string(), "the certificate cannot be read: it has more than 64 extensions");
+}
+
 /// Edge case 24.
 #[test]
 fn headers_of_proxies_are_read_in_both_forms() {

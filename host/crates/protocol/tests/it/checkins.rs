@@ -155,6 +155,21 @@ fn the_other_check_ins_are_read() {
     );
 }
 
+/// Whoever looked for secrets in the document found none, and took the raw message for one without any.
+#[test]
+fn a_status_report_says_that_its_document_lacks_what_is_secret() {
+    let status =
+        |data: &[u8]| read(&message("DeclarativeManagement", &[("Endpoint", "status".into()), ("Data", Value::Data(data.to_vec()))])).unwrap();
+    let data = |message: &CheckInMessage| message.document.as_dictionary().unwrap()["Data"].as_data().unwrap().to_vec();
+    let secret = status(br#"{"StatusItems":{"mdm":{"push-magic":"hush"}}}"#);
+    assert!(secret.is_cleaned);
+    assert_eq!(data(&secret), br#"{"StatusItems":{"mdm":{"push-magic":null}}}"#);
+    let harmless = status(b"{ }");
+    assert!(!harmless.is_cleaned);
+    assert_eq!(data(&harmless), b"{ }");
+    assert!(status(b"{").is_cleaned, "what cannot be read could hold anything");
+}
+
 #[test]
 fn every_kind_gives_its_message_type_back() {
     let all = [

@@ -1,8 +1,9 @@
-//! Command reports and Idle polls (edge cases 4, 10, 36–40).
+//! Command reports and Idle polls (edge cases 4, 5, 10, 36–40).
 
 use tracing::{debug, warn};
+use wasmdm_protocol::enrollment::Enrollment;
 use wasmdm_protocol::report::{MalformedReport, Report, Status};
-use wasmdm_storage::commands::{NextCommand, Offer, Recorded, ReportInput};
+use wasmdm_storage::commands::{LONGEST_ORPHAN, NextCommand, Offer, Recorded, ReportInput};
 
 use super::Core;
 use super::check_out::unknown;
@@ -28,6 +29,7 @@ impl Core {
             return Ok(command(self.storage.poll(&request.tenant, &id, offer, now).await?));
         };
         let only_renewals = self.is_expired(&request);
+        let kept = if report.raw.len() > LONGEST_ORPHAN { "the beginning of the report is kept" } else { "the report is kept" };
         let (recorded, next) = self
             .storage
             .report(
@@ -49,7 +51,7 @@ impl Core {
                 request.id = request.id,
                 enrollment.id = %id,
                 command.uuid = command_uuid,
-                "Enrollment {id} reported a command that is not open; the report is kept"
+                "Enrollment {id} reported a command that is not open; {kept}"
             ),
             Recorded::Final | Recorded::NotNow | Recorded::Repeated => {
                 if let Status::Unknown(status) = &report.status {
@@ -103,6 +105,39 @@ impl Core {
         Ok(command(next))
     }
 }
+
+impl Core {
+    /// What the device was last given is what it cannot report on; it would be offered again for ever. After a few tries it is errored, and
+    /// the queue goes on. What the device is answered does not depend on it.
+    pub(super) async fn oversized_report(&self, request: DeviceRequest, device: Option<Enrollment>) -> Result<Reply, Refusal> {
+        let Some(device) = device else {
+            return Err(Refusal::bad_request("the report is too large, and of no known enrollment"));
+        };
+        let now = self.clock.now();
+        self.storage.touch(&device.id, now);
+        let Some(last) = self.storage.last_sent(&request.tenant, &device.id).await? else {
+            return Ok(Reply::Empty);
+        };
+        let tries = self.oversized.entry(last.clone()).and_upsert_with(|tries| tries.map_or(1, |tries| tries.into_value().saturating_add(1)));
+        if tries.into_value() < OVERSIZED_TRIES {
+            return Ok(Reply::Empty);
+        }
+        let (enrollment, command_uuid) = &last;
+        if self.storage.end_oversized(&request.tenant, enrollment, command_uuid, now).await? {
+            warn!(
+                request.id = request.id,
+                enrollment.id = %enrollment,
+                command.uuid = command_uuid.as_str(),
+                "Enrollment {enrollment} sent a report that is too large {OVERSIZED_TRIES} times; its command is errored"
+            );
+        }
+        self.oversized.invalidate(&last);
+        Ok(Reply::Empty)
+    }
+}
+
+/// So often a report may be too large before its command is given up.
+const OVERSIZED_TRIES: u32 = 3;
 
 fn command(next: Option<NextCommand>) -> Reply {
     match next {

@@ -1,8 +1,12 @@
 //! Check-ins to which a server may have an answer of its own: tokens of services, users who log in, a device that returns to service.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use plist::{Dictionary, Value};
+use serde_json::json;
 
 use super::Device;
+use crate::canary::MARK;
 use crate::connection::Connection;
 use crate::error::SimulatorError;
 use crate::message::Message;
@@ -14,6 +18,19 @@ impl Device {
         keys.insert("TokenServiceType".into(), service_type.into());
         keys.insert("TokenParameters".into(), Value::Dictionary(parameters));
         Message::check_in("GetToken", keys)
+    }
+
+    /// A status report of declarative management with the secrets that Apple's status items have; both push items are the channel's own.
+    pub fn status_report(&self) -> Result<Message, SimulatorError> {
+        let report = json!({
+            "StatusItems": {
+                "device": { "model": { "family": "Mac" }, "operating-system": { "version": self.os_version() } },
+                "enhanced-logging": { "applecare-token": format!("{MARK}-applecare") },
+                "mdm": { "app": [], "push-magic": self.push_magic, "push-token": STANDARD.encode(&self.token) },
+            },
+            "Errors": [],
+        });
+        self.declarative_management("status", Some(report.to_string().as_bytes()))
     }
 
     /// Asks for a token; anything but 200 with one is an error.

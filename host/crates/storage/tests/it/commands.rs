@@ -300,6 +300,57 @@ pub(crate) async fn orphan_reports_are_bounded_by_their_bytes(database: &Databas
     longer.raw = vec![b'x'; 3_000_000].into();
     database.storage().report(longer, false).await.unwrap();
     assert_eq!(kept().await, ["longest"], "the newest stays");
+    let orphan = database.storage().orphan_reports(&default(), &id("A"), 1).await.unwrap().remove(0);
+    assert_eq!((orphan.report.len(), orphan.length), (1 << 20, 3_000_000), "and it is cut");
+}
+
+/// A device could say that it had ten thousand users, and leave a long report of each. Edge case 38.
+pub(crate) async fn orphan_reports_are_bounded_by_device_whoever_its_users_are(database: &Database) {
+    database.enroll("A").await;
+    database.enroll("B").await;
+    let long = async |who: &str| {
+        let mut long = report(who, "unknown", Status::Acknowledged);
+        long.raw = vec![b'x'; 400_000].into();
+        database.storage().report(long, false).await.unwrap();
+    };
+    long("A").await;
+    long("B").await;
+    for user in ["jo", "ann", "eve", "bob"] {
+        database.enroll_user("A", user).await;
+        long(&format!("A:{user}")).await;
+    }
+    let mut kept = Vec::new();
+    for who in ["A", "A:jo", "A:ann", "A:eve", "A:bob", "B"] {
+        kept.push(database.storage().orphan_reports(&default(), &id(who), 10).await.unwrap().len());
+    }
+    assert_eq!(kept, [0, 0, 0, 1, 1, 1]);
+}
+
+/// A report that was larger than any that is taken left its command open, and the device was offered it for ever. Edge case 5.
+pub(crate) async fn the_command_whose_report_is_too_large_ends_and_the_queue_goes_on(database: &Database) {
+    database.enroll("A").await;
+    database.enroll_user("A", "jo").await;
+    database.subscribe("events", &["command.errored"]).await;
+    let storage = database.storage();
+    assert_eq!(storage.last_sent(&default(), &id("A")).await.unwrap(), None);
+    database.queue("A", "C1").await;
+    database.queue("A", "C2").await;
+    database.queue("A:jo", "U1").await;
+    assert_eq!(storage.last_sent(&default(), &id("A")).await.unwrap(), None, "nothing was sent yet");
+    database.poll("A").await;
+    assert_eq!(storage.last_sent(&default(), &id("A")).await.unwrap(), Some((id("A"), "C1".to_owned())));
+    database.poll("A:jo").await;
+    assert_eq!(storage.last_sent(&default(), &id("A")).await.unwrap(), Some((id("A:jo"), "U1".to_owned())), "its user's was the last");
+    assert!(storage.end_oversized(&default(), &id("A:jo"), "U1", at(50)).await.unwrap());
+    assert_eq!(database.state("A:jo", "U1").await, "errored");
+    assert_eq!(database.poll("A:jo").await, None);
+    assert!(!storage.end_oversized(&default(), &id("A:jo"), "U1", at(50)).await.unwrap(), "once");
+    assert!(!storage.end_oversized(&default(), &id("A"), "C2", at(50)).await.unwrap(), "it was not sent");
+    assert!(storage.end_oversized(&default(), &id("A"), "C1", at(50)).await.unwrap());
+    assert_eq!(database.poll("A").await.as_deref(), Some("C2"));
+    // It is final: what comes after all belongs to no open command.
+    assert_eq!(database.report("A", "C1", Status::Acknowledged).await.0, Recorded::Orphan);
+    assert_eq!(database.drain_topics(50).await, ["command.errored", "command.errored"]);
 }
 
 pub(crate) async fn the_same_command_again_changes_nothing(database: &Database) {

@@ -166,6 +166,8 @@ cases! {
         an_erase_of_an_earlier_enrollment_that_is_acknowledged_late_changes_nothing,
         idempotency_keys_of_an_earlier_enrollment_are_free_again,
         orphan_reports_are_bounded_by_their_bytes,
+        orphan_reports_are_bounded_by_device_whoever_its_users_are,
+        the_command_whose_report_is_too_large_ends_and_the_queue_goes_on,
         the_same_command_again_changes_nothing,
         the_same_command_again_is_no_success_if_it_will_not_go_out,
         the_same_uuid_with_other_bytes_is_refused,
