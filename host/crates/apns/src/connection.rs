@@ -15,7 +15,7 @@ use http::Request;
 use rustls::AlertDescription;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -25,9 +25,8 @@ use uuid::Uuid;
 use crate::client::Shared;
 use crate::outcome::{Fault, Outcome, announced_reason, judge};
 use crate::pool::{Pool, Retirement};
+use crate::reaching::reach;
 
-/// How long one address may take: a name often has several, and one of them may lead nowhere.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most that is read of an answer's body; Apple's have less than 100 bytes.
 const BODY_LIMIT: usize = 4096;
 /// The longest description of a problem that is kept.
@@ -81,7 +80,8 @@ impl Connection {
     pub(crate) async fn open(shared: &Shared, config: Arc<ClientConfig>, version: i64, pool: Weak<Pool>) -> Result<Arc<Self>, OpenError> {
         let limit = shared.options.connect_timeout;
         let opening = async {
-            let stream = reach(shared).await?;
+            let reached = reach(&shared.options.endpoint, shared.options.proxy.as_ref()).await;
+            let stream = reached.map_err(|problem| OpenError { problem, certificate: false })?;
             let stream = TlsConnector::from(config).connect(shared.server_name.clone(), stream).await.map_err(|error| OpenError::from_io(&error))?;
             if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                 return Err(OpenError { problem: "the other side does not speak HTTP/2".into(), certificate: false });
@@ -216,26 +216,6 @@ async fn read(mut body: RecvStream) -> Bytes {
         }
     }
     read.freeze()
-}
-
-/// A TCP connection to the first address that answers.
-async fn reach(shared: &Shared) -> Result<TcpStream, OpenError> {
-    let endpoint = &shared.options.endpoint;
-    let plain = |problem: String| OpenError { problem, certificate: false };
-    let addresses = lookup_host((endpoint.host(), endpoint.port())).await.map_err(|error| plain(error.to_string()))?;
-    let mut problem = "the name has no address".to_owned();
-    for address in addresses {
-        match timeout(ADDRESS_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // Pushes are small, and each waits for its answer: Nagle's algorithm would hold them back. Only speed suffers without.
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Ok(Err(error)) => problem = format!("{address}: {error}"),
-            Err(_) => problem = format!("{address}: no connection within {ADDRESS_TIMEOUT:?}"),
-        }
-    }
-    Err(plain(problem))
 }
 
 impl OpenError {
