@@ -116,6 +116,9 @@ pub struct ApnsOptions {
     pub connect_timeout: Duration,
     /// After this time without an answer, a PING asks whether the other side is still there.
     pub keep_alive: Duration,
+    /// While pushes are under way, a PING asks already after this time without an answer: a connection that is dead in the middle of work is
+    /// noticed within this, a tenth of it, and [`Self::ping_timeout`].
+    pub patience: Duration,
     /// How long the PING's answer may take.
     pub ping_timeout: Duration,
     /// A connection that carried no push for so long is closed, at the next PING's time.
@@ -141,6 +144,7 @@ impl ApnsOptions {
             push_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_mins(1),
+            patience: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(30),
             shortest_backoff: Duration::from_millis(250),

@@ -126,6 +126,7 @@ impl Connection {
             doubted: Arc::clone(&connection.doubted),
             pool,
             keep_alive: shared.options.keep_alive.max(Duration::from_millis(1)),
+            patience: shared.options.patience.max(Duration::from_millis(10)),
             ping_timeout: shared.options.ping_timeout,
             idle_timeout: shared.options.idle_timeout,
         };
@@ -328,14 +329,22 @@ struct Driver {
     doubted: Arc<Notify>,
     pool: Weak<Pool>,
     keep_alive: Duration,
+    patience: Duration,
     ping_timeout: Duration,
     idle_timeout: Duration,
 }
+
+/// How finely the time is measured for which pushes have been without an answer: it is exceeded by one such part at most.
+const PARTS: u32 = 10;
 
 impl Driver {
     async fn drive(self, mut wire: Wire, mut pings: PingPong) {
         let mut tick = tokio::time::interval_at(Instant::now() + self.keep_alive, self.keep_alive);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let part = self.patience / PARTS;
+        let mut watch = tokio::time::interval_at(Instant::now() + part, part);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut heard, mut unanswered) = (0, 0);
         let mut pong_due: Option<Instant> = None;
         let mut answers = 0;
         let mut idle = Duration::ZERO;
@@ -357,6 +366,17 @@ impl Driver {
                         continue;
                     }
                     std::mem::replace(&mut answers, now) == now && pong_due.is_none()
+                }
+                _ = watch.tick() => {
+                    let waits = self.connection.upgrade().filter(|connection| connection.in_flight() > 0);
+                    let now = waits.map(|connection| connection.answers.load(Ordering::Relaxed));
+                    unanswered = if now == Some(heard) { unanswered + 1 } else { 0 };
+                    heard = now.unwrap_or(heard);
+                    let is_too_long = unanswered >= PARTS && pong_due.is_none();
+                    if is_too_long {
+                        unanswered = 0;
+                    }
+                    is_too_long
                 }
                 pong = poll_fn(|context| pings.poll_pong(context)), if pong_due.is_some() => {
                     if let Err(error) = pong {
