@@ -52,19 +52,23 @@ impl ApplePush {
     }
 
     /// The certificates of the topics; a sentence for each topic that has none that could be used.
-    async fn certificates(&self, targets: &[PushTarget]) -> Result<HashMap<String, Result<ClientCertificate, PushFailure>>, StorageError> {
+    async fn certificates(
+        &self,
+        tenant: &TenantId,
+        targets: &[PushTarget],
+    ) -> Result<HashMap<String, Result<ClientCertificate, PushFailure>>, StorageError> {
         let mut certificates = HashMap::new();
         for target in targets {
             if !certificates.contains_key(&target.topic) {
-                certificates.insert(target.topic.clone(), self.certificate(&target.topic).await?);
+                certificates.insert(target.topic.clone(), self.certificate(tenant, &target.topic).await?);
             }
         }
         Ok(certificates)
     }
 
-    async fn certificate(&self, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
+    async fn certificate(&self, tenant: &TenantId, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
         let failure = |code: &str, detail: String| PushFailure { code: code.to_owned(), detail, fault: "certificate", token_is_dead: false };
-        let Some(stored) = self.storage.push_certificate(topic).await? else {
+        let Some(stored) = self.storage.push_certificate(tenant, topic).await? else {
             let detail = format!("no push certificate for topic \"{topic}\": store one with `wasmdm push-certificate import`");
             return Ok(Err(failure("no-certificate", detail)));
         };
@@ -115,7 +119,7 @@ impl ApplePush {
 
     async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, NotWoken>>, StorageError> {
         let targets = self.storage.push_targets(tenant, ids).await?;
-        let certificates = self.certificates(&targets).await?;
+        let certificates = self.certificates(tenant, &targets).await?;
         let mut by_id: HashMap<EnrollmentId, PushTarget> = targets.into_iter().map(|target| (target.id.clone(), target)).collect();
         let deadline = tokio::time::Instant::now() + CALL;
         // Everything that a push needs is its own: an id that stands twice is pushed to once.

@@ -259,7 +259,7 @@ pub async fn push_certificate(State(app): State<Arc<App>>, Query(query): Query<T
     let Some(topic) = query.topic.filter(|topic| !topic.is_empty()) else {
         return error(StatusCode::BAD_REQUEST, "topic: the query parameter is missing");
     };
-    match app.storage.push_certificate(&topic).await {
+    match app.storage.push_certificate(&TenantId::default(), &topic).await {
         Ok(Some(certificate)) => json(StatusCode::OK, &PushCertificateResult { not_after: seconds(certificate.not_after), topic }),
         Ok(None) => error(StatusCode::NOT_FOUND, &format!("topic: no push certificate for `{}`", topic.escape_default())),
         Err(problem) => error(storage_status(&problem), &problem.to_string()),
@@ -276,7 +276,12 @@ pub struct StoreQuery {
 }
 
 /// Stores a push certificate with its key, both PEM in one body.
-pub async fn store_push_certificate(State(app): State<Arc<App>>, Query(query): Query<StoreQuery>, request: Request) -> Response {
+pub async fn store_push_certificate(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Query(query): Query<StoreQuery>,
+    request: Request,
+) -> Response {
     let (head, request_body) = request.into_parts();
     let held = match body::read(&app.budget, &head.headers, request_body, PUSH_CERTIFICATE_LIMIT).await {
         Ok(held) => held,
@@ -295,6 +300,7 @@ pub async fn store_push_certificate(State(app): State<Arc<App>>, Query(query): Q
         private_key_pem: pair.private_key_pem,
         not_after,
         may_be_new: is_yes(query.new_topic.as_deref()),
+        actor: format!("api:{}", caller.0),
         now,
     };
     match app.storage.store_push_certificate(store).await {

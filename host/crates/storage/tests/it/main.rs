@@ -199,6 +199,7 @@ cases! {
         expired_pairs_are_absent_and_cleared_away;
     push_certificates:
         storing_counts_versions_and_owns_the_topic,
+        who_stored_a_certificate_stands_in_the_audit,
         a_topic_that_no_device_uses_takes_the_place_of_none_unless_that_is_said,
         an_end_that_comes_nearer_is_told_once_for_each_of_its_days;
     audit:
