@@ -95,7 +95,7 @@ impl ApplePush {
     ) -> (Result<String, NotWoken>, Option<PushFailure>) {
         if let Some(dead) = &target.dead {
             // Nothing new: Apple has said so before.
-            return (Err(NotWoken::new(format!("{dead}; it is pushed to again when it has told a new one"))), None);
+            return (Err(NotWoken::new(of_a_dead_token(dead))), None);
         }
         let certificate = match certificate {
             Ok(certificate) => certificate,
@@ -133,23 +133,19 @@ impl ApplePush {
             .collect();
         let pushing = stream::iter(prepared).map(|(id, ready)| async move {
             let Some((target, certificate)) = ready else {
-                return (id, Err(NotWoken::new("push data missing for id: it is not enrolled")), None);
+                return (Err(NotWoken::new("push data missing for id: it is not enrolled")), None);
             };
             let push = self.coalescing.push(&id, self.push_one(&target, &certificate));
-            match tokio::time::timeout_at(deadline, push).await {
-                Ok((result, failure)) => (id, result, failure),
-                Err(_) => {
-                    let error = NotWoken { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
-                    (id, Err(error), None)
-                }
-            }
+            let (result, failure) = tokio::time::timeout_at(deadline, push)
+                .await
+                .unwrap_or_else(|_| (Err(NotWoken { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) }), None));
+            let is_news = result.is_ok() || failure.is_some();
+            (result, is_news.then_some(PushAttempt { id, told_at: target.told_at, failure }))
         });
         let pushed: Vec<_> = pushing.buffered(AT_ONCE).collect().await;
         let (mut results, mut attempts) = (Vec::with_capacity(ids.len()), Vec::new());
-        for (id, result, failure) in pushed {
-            if result.is_ok() || failure.is_some() {
-                attempts.push(PushAttempt { id, failure });
-            }
+        for (result, attempt) in pushed {
+            attempts.extend(attempt);
             results.push(result);
         }
         // The devices are woken all the same; what is not kept now is kept with the next push.
@@ -169,6 +165,11 @@ impl Pusher for ApplePush {
             }
         })
     }
+}
+
+/// Of a token that Apple called so.
+fn of_a_dead_token(code: &str) -> String {
+    format!("{code}: the device's token is not valid any more; it is pushed to again when it has told a new one")
 }
 
 /// What an outcome means for the caller, and what is kept of it.
@@ -193,7 +194,7 @@ fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, NotWoken>, O
         Some(Fault::Service) => "service",
         Some(Fault::Server) | None => "server",
     };
-    let reason = outcome.to_string();
-    let failure = PushFailure { code: outcome.code().to_owned(), detail: reason.clone(), fault, token_is_dead };
+    let failure = PushFailure { code: outcome.code().to_owned(), detail: outcome.to_string(), fault, token_is_dead };
+    let reason = if token_is_dead { of_a_dead_token(outcome.code()) } else { outcome.reason() };
     (Err(NotWoken { reason, retry_after }), Some(failure))
 }

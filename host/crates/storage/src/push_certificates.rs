@@ -122,7 +122,7 @@ pub struct PushTarget {
     pub token: Bytes,
     /// When the device has last told it.
     pub told_at: Timestamp,
-    /// Apple said since then that it is none any more, with this sentence.
+    /// Apple said since then that it is none any more, with this code.
     pub dead: Option<String>,
 }
 
@@ -147,7 +147,7 @@ const COUNT_BY_TOPIC: &str =
     "SELECT topic, COUNT(*) FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' GROUP BY topic ORDER BY COUNT(*) DESC, topic";
 const SELECT_CERTIFICATE: &str =
     "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ? AND tenant_id = ?";
-const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.detail FROM enrollments e \
+const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.code FROM enrollments e \
     LEFT JOIN enrollment_messages m ON m.enrollment_id = e.id AND m.message_type = 'TokenUpdate' \
     LEFT JOIN push_failures f ON f.enrollment_id = e.id AND f.token_is_dead = 1 AND f.last_at >= m.received_at \
     WHERE e.id = ? AND e.tenant_id = ? AND e.state = 'enrolled' AND e.push_token IS NOT NULL";

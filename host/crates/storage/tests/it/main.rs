@@ -97,7 +97,10 @@ cases! {
         a_device_that_was_moved_here_takes_its_first_certificate;
     push_failures:
         a_failure_is_told_once_for_each_reason_and_ends_with_a_push_that_goes_well,
-        a_dead_token_is_left_alone_until_the_device_tells_another;
+        a_dead_token_is_left_alone_until_the_device_tells_another,
+        what_is_said_of_a_token_that_was_left_behind_counts_for_nothing,
+        a_success_that_is_recorded_right_behind_a_failure_ends_it,
+        another_unknown_reason_is_told_too;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
         any_other_authenticate_begins_anew,
