@@ -152,6 +152,7 @@ impl RunningServer {
             clock: Arc::clone(&clock),
             pusher: Arc::clone(&pusher),
             push_rate: config.push_rate,
+            tracker: tracker.clone(),
             plugins: Arc::clone(&plugins),
             device_paths: config.device_paths,
             identity,

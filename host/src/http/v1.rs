@@ -19,6 +19,7 @@ use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::pusher::wake;
 use wasmdm_storage::StorageError;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+use wasmdm_storage::mass_pushes::Targets;
 use wasmdm_storage::push_certificates::{StoreOutcome, StorePushCertificate, TopicUse};
 
 use super::authorization::Caller;
@@ -147,7 +148,7 @@ pub async fn enqueue(
     info!(command.uuid = command.uuid, command.request_type = command.request_type, targets = reachable.len(), "Command {} queued", command.uuid);
     let mut push_failed = false;
     if !no_push && !reachable.is_empty() {
-        push_failed = push_into(&app, caller, &reachable, &mut result).await > 0;
+        push_failed = push_into(&app, caller, &reachable, &mut result).await > 0 || result.push_error.is_some();
     }
     let status = if reachable.is_empty() {
         StatusCode::INTERNAL_SERVER_ERROR
@@ -178,17 +179,18 @@ async fn push_to(app: &App, caller: Caller, ids: Vec<EnrollmentId>) -> Response 
         _ => StatusCode::MULTI_STATUS,
     };
     match &result.push_id {
-        Some(push_id) => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
-        None => json(status, &result),
+        Some(push_id) if result.push_error.is_none() => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
+        _ => json(status, &result),
     }
 }
 
 /// Writes each id's result, or by which id they can be asked after; answers how many failed.
 async fn push_into(app: &App, caller: Caller, ids: &[EnrollmentId], result: &mut ApiResult) -> usize {
     if ids.len() > AT_ONCE {
-        return match pushes::begin(app, caller, ids.to_vec()).await {
-            Ok(Begun { id, not_enrolled }) => {
+        return match pushes::begin(app, caller, Targets::These(ids.to_vec())).await {
+            Ok(Begun { id, not_enrolled, broke_off }) => {
                 result.push_id = Some(id);
+                result.push_error = broke_off.map(|error| format!("not all are pushed to: {error}"));
                 for id in &not_enrolled {
                     result.status.entry(id.to_string()).or_default().push_error = Some(NOT_ENROLLED.to_owned());
                 }

@@ -25,6 +25,8 @@ use crate::pusher::{Pusher, wake};
 const LOOK: Duration = Duration::from_secs(1);
 /// Looks in a second while there is something to do; each takes its share of the pace.
 const BEATS: u32 = 10;
+/// A page of a push to everyone, as storage stores it.
+const PAGE: u32 = 1_000;
 /// What was taken together is pushed together. So much of it may be under way: a push service that is slow holds each for a while.
 const UNDER_WAY: usize = 20;
 
@@ -64,14 +66,14 @@ impl Waker {
                 () = shutdown.cancelled() => return,
             };
             let Ok(permit) = permit else { return };
-            let taken = match waker.storage.take_due_wakes(waker.at_once, waker.clock.now()).await {
+            let (taken, is_extended) = match waker.take().await {
                 Ok(taken) => taken,
                 Err(error) => {
                     warn!("Devices that are to be woken could not be looked for: {error}");
-                    Vec::new()
+                    (Vec::new(), false)
                 }
             };
-            if taken.is_empty() {
+            if taken.is_empty() && !is_extended {
                 drop(permit);
                 tokio::select! {
                     () = announced => {}
@@ -95,10 +97,24 @@ impl Waker {
 
     /// Wakes who is due now, as many as in one beat; answers how many.
     pub async fn wake_due(&self) -> Result<usize, StorageError> {
-        let taken = self.storage.take_due_wakes(self.at_once, self.clock.now()).await?;
+        let (taken, _) = self.take().await?;
         let count = taken.len();
         self.wake(taken).await;
         Ok(count)
+    }
+
+    /// Takes who is due, as many as in one beat, and sees to it that there is always somebody to be taken while a push to everyone is not
+    /// complete. Whether one was not.
+    async fn take(&self) -> Result<(Vec<Wake>, bool), StorageError> {
+        let now = self.clock.now();
+        let mut is_extended = false;
+        for _ in 0..self.at_once.div_ceil(PAGE) {
+            if !self.storage.extend_mass_pushes(self.at_once.saturating_mul(BEATS), now).await? {
+                break;
+            }
+            is_extended = true;
+        }
+        Ok((self.storage.take_due_wakes(self.at_once, now).await?, is_extended))
     }
 
     async fn wake(&self, taken: Vec<Wake>) {

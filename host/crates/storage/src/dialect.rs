@@ -72,6 +72,7 @@ impl Dialect {
                 (4, "push failures", include_str!("../migrations/sqlite/0004_push_failures.sql")),
                 (5, "mass pushes", include_str!("../migrations/sqlite/0005_mass_pushes.sql")),
                 (6, "push certificate expiry", include_str!("../migrations/sqlite/0006_push_certificate_expiry.sql")),
+                (8, "mass push pages", include_str!("../migrations/sqlite/0008_mass_push_pages.sql")),
             ],
         };
         let migrations = files

@@ -12,7 +12,7 @@ use wasmdm_service::clock::Clock as _;
 use wasmdm_service::waker::Waker;
 use wasmdm_simulator::Device;
 use wasmdm_storage::commands::{CommandOptions, Enqueue};
-use wasmdm_storage::mass_pushes::NewMassPush;
+use wasmdm_storage::mass_pushes::{NewMassPush, Targets};
 use wasmdm_testkit::push::RecordingPusher;
 
 use crate::stage::Stage;
@@ -101,7 +101,7 @@ async fn who_is_due_is_woken_at_the_pace_that_was_given_and_nobody_is_forgotten(
         id: "M".to_owned(),
         tenant: TenantId::default(),
         origin: "api:test".to_owned(),
-        targets: ids.clone(),
+        targets: Targets::These(ids.clone()),
         per_second: 1_000_000,
         now: stage.clock.now(),
     };
@@ -133,7 +133,7 @@ async fn the_task_looks_at_once_when_somebody_asks() {
         id: "M".to_owned(),
         tenant: TenantId::default(),
         origin: "api:test".to_owned(),
-        targets: vec![id.clone()],
+        targets: Targets::These(vec![id.clone()]),
         per_second: 1,
         now: stage.clock.now(),
     };

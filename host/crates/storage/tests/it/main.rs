@@ -126,7 +126,8 @@ cases! {
         who_leaves_before_its_turn_is_not_pushed_to,
         a_target_is_given_up_after_a_quarter_of_an_hour,
         what_became_of_a_mass_push_is_forgotten_after_a_week,
-        everyone_who_can_be_woken_is_found;
+        everyone_is_stored_page_by_page_over_a_restart,
+        what_broke_off_in_the_middle_can_be_asked_after;
     commands:
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,
