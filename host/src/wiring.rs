@@ -30,7 +30,7 @@ use wasmdm_service::token_source::TokenSource;
 use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
-use crate::apple_push::ApplePush;
+use crate::apple_push::{ApplePush, PushLimits};
 use crate::auth_proxy::AuthProxy;
 use crate::config::{ApiKeySource, Config, DevicePaths, IdentitySource};
 use crate::declarative_proxy::DeclarativeProxy;
@@ -116,7 +116,8 @@ impl RunningServer {
         .context("plugins")?;
         let options = ApnsOptions { endpoint: config.apns.endpoint.clone(), roots: config.apns.roots.clone(), ..ApnsOptions::new(Arc::new(jitter)) };
         let apns = Apns::new(options).context("apns")?;
-        let pusher = pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock))));
+        let pusher =
+            pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock), PushLimits::default().call)));
         let declarative_management = match &config.declarative_proxy {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
