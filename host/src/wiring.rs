@@ -30,7 +30,7 @@ use wasmdm_service::token_source::TokenSource;
 use wasmdm_service::waker::Waker;
 use wasmdm_storage::{OpenOptions, Storage};
 
-use crate::apple_push::{ApplePush, PushLimits};
+use crate::apple_push::ApplePush;
 use crate::auth_proxy::AuthProxy;
 use crate::config::{ApiKeySource, Config, DevicePaths, IdentitySource};
 use crate::declarative_proxy::DeclarativeProxy;
@@ -114,10 +114,15 @@ impl RunningServer {
         })
         .await
         .context("plugins")?;
-        let options = ApnsOptions { endpoint: config.apns.endpoint.clone(), roots: config.apns.roots.clone(), ..ApnsOptions::new(Arc::new(jitter)) };
+        let options = ApnsOptions {
+            endpoint: config.apns.endpoint.clone(),
+            roots: config.apns.roots.clone(),
+            proxy: config.apns.proxy.clone(),
+            push_timeout: config.apns.limits.push,
+            ..ApnsOptions::new(Arc::new(jitter))
+        };
         let apns = Apns::new(options).context("apns")?;
-        let pusher =
-            pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock), PushLimits::default().call)));
+        let pusher = pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock), config.apns.limits.call)));
         let declarative_management = match &config.declarative_proxy {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
