@@ -152,7 +152,9 @@ async fn run(row: Row, arguments: &Arguments) -> usize {
         Row::HistoryIdle => history(arguments, Asked::Idle).await,
         Row::HistoryCommands => history(arguments, Asked::Commands).await,
         Row::Scale => scale(arguments).await,
-        Row::Pushes => pushes(arguments, Duration::ZERO, 8_000.0, 8_000.0).await + pushes(arguments, Duration::from_millis(30), 157.0, 10_000.0).await,
+        Row::Pushes => {
+            pushes(arguments, Duration::ZERO, 8_000.0, 8_000.0).await + pushes(arguments, Duration::from_millis(30), 157.0, 10_000.0).await
+        }
     }
 }
 
