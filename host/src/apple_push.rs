@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::stream::{self, BoxStream, Stream};
 use parking_lot::Mutex;
 use tracing::warn;
 use wasmdm_apns::{Apns, ClientCertificate, Fault, Notification, Outcome, Retry};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock;
-use wasmdm_service::pusher::Pusher;
+use wasmdm_service::pusher::{Pushed, Pusher};
 use wasmdm_storage::push_certificates::PushTarget;
 use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
 use wasmdm_storage::wakes::NotWoken;
@@ -31,8 +30,23 @@ const AT_ONCE: usize = 2_000;
 /// A push that was not delivered is tried again at once if Apple's trouble may be over within this time.
 const SHORT: Duration = Duration::from_secs(1);
 const ATTEMPTS: u32 = 3;
-/// The whole call; what is not answered by then failed for now.
-const CALL: Duration = Duration::from_secs(45);
+/// Results that are kept together, at most. What comes while some are being written is written next.
+const TOGETHER: usize = 100;
+
+/// How long pushes may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PushLimits {
+    /// One, from the first attempt to connect to the answer.
+    pub push: Duration,
+    /// A whole call, with all its attempts; what is not answered by then failed for now.
+    pub call: Duration,
+}
+
+impl Default for PushLimits {
+    fn default() -> Self {
+        Self { push: Duration::from_secs(30), call: Duration::from_secs(45) }
+    }
+}
 
 /// The pusher of a real server.
 #[derive(Debug)]
@@ -40,31 +54,37 @@ pub struct ApplePush {
     apns: Apns,
     storage: Storage,
     clock: Arc<dyn Clock>,
+    /// Of a whole call.
+    limit: Duration,
     /// Read once per version: parsing a key for each push would cost more than the push.
     certificates: Mutex<HashMap<String, ClientCertificate>>,
     coalescing: Coalescing,
 }
 
 impl ApplePush {
-    /// Certificates and tokens are looked up in `storage`.
-    pub fn new(apns: Apns, storage: Storage, clock: Arc<dyn Clock>) -> Self {
-        Self { apns, storage, clock, certificates: Mutex::default(), coalescing: Coalescing::default() }
+    /// Certificates and tokens are looked up in `storage`; `limit` is that of a whole call.
+    pub fn new(apns: Apns, storage: Storage, clock: Arc<dyn Clock>, limit: Duration) -> Self {
+        Self { apns, storage, clock, limit, certificates: Mutex::default(), coalescing: Coalescing::default() }
     }
 
     /// The certificates of the topics; a sentence for each topic that has none that could be used.
-    async fn certificates(&self, targets: &[PushTarget]) -> Result<HashMap<String, Result<ClientCertificate, PushFailure>>, StorageError> {
+    async fn certificates(
+        &self,
+        tenant: &TenantId,
+        targets: &[PushTarget],
+    ) -> Result<HashMap<String, Result<ClientCertificate, PushFailure>>, StorageError> {
         let mut certificates = HashMap::new();
         for target in targets {
             if !certificates.contains_key(&target.topic) {
-                certificates.insert(target.topic.clone(), self.certificate(&target.topic).await?);
+                certificates.insert(target.topic.clone(), self.certificate(tenant, &target.topic).await?);
             }
         }
         Ok(certificates)
     }
 
-    async fn certificate(&self, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
+    async fn certificate(&self, tenant: &TenantId, topic: &str) -> Result<Result<ClientCertificate, PushFailure>, StorageError> {
         let failure = |code: &str, detail: String| PushFailure { code: code.to_owned(), detail, fault: "certificate", token_is_dead: false };
-        let Some(stored) = self.storage.push_certificate(topic).await? else {
+        let Some(stored) = self.storage.push_certificate(tenant, topic).await? else {
             let detail = format!("no push certificate for topic \"{topic}\": store one with `wasmdm push-certificate import`");
             return Ok(Err(failure("no-certificate", detail)));
         };
@@ -91,7 +111,7 @@ impl ApplePush {
     ) -> (Result<String, NotWoken>, Option<PushFailure>) {
         if let Some(dead) = &target.dead {
             // Nothing new: Apple has said so before.
-            return (Err(NotWoken::new(format!("{dead}; it is pushed to again when it has told a new one"))), None);
+            return (Err(NotWoken::new(of_a_dead_token(dead))), None);
         }
         let certificate = match certificate {
             Ok(certificate) => certificate,
@@ -113,58 +133,76 @@ impl ApplePush {
         judge(&outcome, target)
     }
 
-    async fn push_all(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Result<String, NotWoken>>, StorageError> {
+    /// What each push needs, at the place of its id. Everything is its own: an id that stands twice is pushed to once.
+    async fn prepare(&self, tenant: &TenantId, ids: &[EnrollmentId]) -> Result<Vec<Prepared>, StorageError> {
         let targets = self.storage.push_targets(tenant, ids).await?;
-        let certificates = self.certificates(&targets).await?;
+        let certificates = self.certificates(tenant, &targets).await?;
         let mut by_id: HashMap<EnrollmentId, PushTarget> = targets.into_iter().map(|target| (target.id.clone(), target)).collect();
-        let deadline = tokio::time::Instant::now() + CALL;
-        // Everything that a push needs is its own: an id that stands twice is pushed to once.
-        let prepared: Vec<_> = ids
-            .iter()
-            .map(|id| {
-                let target = by_id.remove(id);
-                let certificate = target.as_ref().and_then(|target| certificates.get(&target.topic)).cloned();
-                (id.clone(), target.zip(certificate))
-            })
-            .collect();
-        let pushing = stream::iter(prepared).map(|(id, ready)| async move {
-            let Some((target, certificate)) = ready else {
-                return (id, Err(NotWoken::new("push data missing for id: it is not enrolled")), None);
-            };
-            let push = self.coalescing.push(&id, self.push_one(&target, &certificate));
-            match tokio::time::timeout_at(deadline, push).await {
-                Ok((result, failure)) => (id, result, failure),
-                Err(_) => {
-                    let error = NotWoken { reason: format!("not sent within {CALL:?}"), retry_after: Some(SHORT) };
-                    (id, Err(error), None)
-                }
-            }
+        let prepare = |id| {
+            let target = by_id.remove(id)?;
+            let certificate = certificates.get(&target.topic)?.clone();
+            Some((target, certificate))
+        };
+        Ok(ids.iter().map(prepare).collect())
+    }
+
+    fn push_all<'a>(&'a self, tenant: &'a TenantId, prepared: Vec<Prepared>) -> impl Stream<Item = Vec<Pushed>> + 'a {
+        let deadline = tokio::time::Instant::now() + self.limit;
+        stream::iter(prepared.into_iter().enumerate())
+            .map(move |(place, ready)| self.push_at(place, ready, deadline))
+            .buffer_unordered(AT_ONCE)
+            .ready_chunks(TOGETHER)
+            .then(move |ended| self.keep(tenant, ended))
+    }
+
+    /// What became of the push at that place, and what is to be kept of it.
+    async fn push_at(&self, place: usize, ready: Prepared, deadline: tokio::time::Instant) -> (Pushed, Option<PushAttempt>) {
+        let Some((target, certificate)) = ready else {
+            return (Pushed { place, result: Err(NotWoken::new("push data missing for id: it is not enrolled")) }, None);
+        };
+        let push = self.coalescing.push(&target.id, self.push_one(&target, &certificate));
+        let (result, failure) = tokio::time::timeout_at(deadline, push).await.unwrap_or_else(|_| {
+            let detail = format!("not sent within {:?}", self.limit);
+            let failure = PushFailure { code: "not-sent".to_owned(), detail: detail.clone(), fault: "service", token_is_dead: false };
+            (Err(NotWoken { reason: detail, retry_after: Some(SHORT) }), Some(failure))
         });
-        let pushed: Vec<_> = pushing.buffered(AT_ONCE).collect().await;
-        let (mut results, mut attempts) = (Vec::with_capacity(ids.len()), Vec::new());
-        for (id, result, failure) in pushed {
-            if result.is_ok() || failure.is_some() {
-                attempts.push(PushAttempt { id, failure });
-            }
-            results.push(result);
-        }
+        let is_news = result.is_ok() || failure.is_some();
+        let attempt = is_news.then(|| PushAttempt { id: target.id.clone(), told_at: target.told_at, failure });
+        (Pushed { place, result }, attempt)
+    }
+
+    /// Keeps what is known before it is told.
+    async fn keep(&self, tenant: &TenantId, ended: Vec<(Pushed, Option<PushAttempt>)>) -> Vec<Pushed> {
+        let (pushed, attempts): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+        let attempts = attempts.into_iter().flatten().collect();
         // The devices are woken all the same; what is not kept now is kept with the next push.
         if let Err(error) = self.storage.record_pushes(tenant, attempts, self.clock.now()).await {
             warn!("It could not be kept what became of pushes: {error}");
         }
-        Ok(results)
+        pushed
     }
 }
 
+/// Whom to push to, and with what; `None`: it is not enrolled, or stood among the ids before.
+type Prepared = Option<(PushTarget, Result<ClientCertificate, PushFailure>)>;
+
 impl Pusher for ApplePush {
-    fn push<'a>(&'a self, tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxFuture<'a, Vec<Result<String, NotWoken>>> {
-        Box::pin(async move {
-            match self.push_all(tenant, ids).await {
-                Ok(results) => results,
-                Err(error) => ids.iter().map(|_| Err(NotWoken { reason: error.to_string(), retry_after: Some(SHORT) })).collect(),
+    fn push<'a>(&'a self, tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxStream<'a, Vec<Pushed>> {
+        let pushing = stream::once(self.prepare(tenant, ids)).flat_map(move |prepared| match prepared {
+            Ok(prepared) => self.push_all(tenant, prepared).boxed(),
+            Err(error) => {
+                let failed = NotWoken { reason: error.to_string(), retry_after: Some(SHORT) };
+                let failed = (0..ids.len()).map(|place| Pushed { place, result: Err(failed.clone()) }).collect();
+                stream::iter([failed]).boxed()
             }
-        })
+        });
+        Box::pin(pushing)
     }
+}
+
+/// Of a token that Apple called so.
+fn of_a_dead_token(code: &str) -> String {
+    format!("{code}: the device's token is not valid any more; it is pushed to again when it has told a new one")
 }
 
 /// What an outcome means for the caller, and what is kept of it.
@@ -189,7 +227,7 @@ fn judge(outcome: &Outcome, target: &PushTarget) -> (Result<String, NotWoken>, O
         Some(Fault::Service) => "service",
         Some(Fault::Server) | None => "server",
     };
-    let reason = outcome.to_string();
-    let failure = PushFailure { code: outcome.code().to_owned(), detail: reason.clone(), fault, token_is_dead };
+    let failure = PushFailure { code: outcome.code().to_owned(), detail: outcome.to_string(), fault, token_is_dead };
+    let reason = if token_is_dead { of_a_dead_token(outcome.code()) } else { outcome.reason() };
     (Err(NotWoken { reason, retry_after }), Some(failure))
 }

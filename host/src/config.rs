@@ -11,11 +11,13 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use reqwest::Url;
 use serde::Deserialize;
-use wasmdm_apns::{Endpoint, Roots};
+use wasmdm_apns::{Endpoint, Proxy, Roots};
 use wasmdm_service::certificate_binding::BindingRules;
 use wasmdm_service::core::ReEnroll;
 use wasmdm_storage::keyring::Keyring;
 
+use crate::apns_proxy;
+use crate::apple_push::PushLimits;
 use crate::declarative_proxy::DeclarativeProxyOptions;
 use crate::dump::DumpTarget;
 use crate::escrow_key;
@@ -174,6 +176,11 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_APNS_ROOTS", value_name = "FILE")]
     pub apns_roots: Option<PathBuf>,
 
+    /// HTTP proxy through which the push service is reached: http://HOST:PORT, or http://USER:PASSWORD@HOST:PORT; `none` for none whatever the
+    /// environment says [default: `HTTPS_PROXY`, unless `NO_PROXY` names the service]
+    #[arg(long, env = "WASMDM_APNS_PROXY", value_name = "URL", hide_env_values = true)]
+    pub apns_proxy: Option<String>,
+
     /// Devices that are woken in a second by what goes on in the background, mass pushes for instance: all of them come [default: 1000]
     #[arg(long, env = "WASMDM_PUSH_RATE", value_name = "N")]
     pub push_rate: Option<NonZeroU32>,
@@ -256,6 +263,9 @@ pub struct Config {
 pub struct ApnsService {
     pub endpoint: Endpoint,
     pub roots: Roots,
+    pub proxy: Option<Proxy>,
+    /// Not to be configured; tests are less patient.
+    pub limits: PushLimits,
 }
 
 /// What a small server answers at once: each device that is woken asks several times.
@@ -364,6 +374,10 @@ impl ServeOptions {
                 bail!("webhook-url: the other values of the webhook need its address");
             }
         }
+        let endpoint = match &options.apns_endpoint {
+            Some(text) => Endpoint::parse(text).map_err(|error| anyhow::anyhow!("apns-{error}"))?,
+            None => Endpoint::default(),
+        };
         Ok(Config {
             listen: listen_address("listen", options.listen.as_deref().unwrap_or(":9000"))?,
             metrics_listen: options.metrics_listen.as_deref().map(|text| listen_address("metrics-listen", text)).transpose()?,
@@ -394,10 +408,9 @@ impl ServeOptions {
             binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro },
             push_rate: options.push_rate.unwrap_or(PUSH_RATE),
             apns: ApnsService {
-                endpoint: match &options.apns_endpoint {
-                    Some(text) => Endpoint::parse(text).map_err(|error| anyhow::anyhow!("apns-{error}"))?,
-                    None => Endpoint::default(),
-                },
+                proxy: apns_proxy::choose(options.apns_proxy.as_deref(), &endpoint, |name| std::env::var(name).ok())?,
+                limits: PushLimits::default(),
+                endpoint,
                 roots: match &options.apns_roots {
                     Some(path) => Roots::Pem(read_text(path, "apns-roots")?),
                     None => Roots::Mozilla,
@@ -455,6 +468,7 @@ impl ServeOptions {
             retro: self.retro || file.retro,
             apns_endpoint: self.apns_endpoint.or(file.apns_endpoint),
             apns_roots: self.apns_roots.or(file.apns_roots),
+            apns_proxy: self.apns_proxy.or(file.apns_proxy),
             push_rate: self.push_rate.or(file.push_rate),
             identity_grace: self.identity_grace.or(file.identity_grace),
             dump: self.dump.or(file.dump),
@@ -624,6 +638,8 @@ mod tests {
             o.webhook_topics = vec!["mdm.Everything".to_owned()];
         };
         assert!(with(unknown_topic).starts_with("webhook-topic:"));
+        assert!(with(|o| o.apns_proxy = Some("socks5://name:secret@host".to_owned())).starts_with("apns-proxy:"));
+        assert!(!with(|o| o.apns_proxy = Some("socks5://name:secret@host".to_owned())).contains("secret"));
         assert!(with(|o| o.max_connections = Some(0)).starts_with("max-connections:"));
     }
 

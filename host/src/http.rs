@@ -24,6 +24,7 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{any, get, post};
+use tokio_util::task::TaskTracker;
 use wasmdm_plugin_runtime::loading::PluginHost;
 use wasmdm_service::Service;
 use wasmdm_service::clock::Clock;
@@ -47,6 +48,8 @@ pub struct App {
     pub pusher: Arc<dyn Pusher>,
     /// Devices that are woken in a second, by what goes on in the background.
     pub push_rate: NonZeroU32,
+    /// For what must come to its end although whoever asked for it has gone.
+    pub tracker: TaskTracker,
     pub plugins: Arc<PluginHost>,
     pub device_paths: DevicePaths,
     /// `None`: no authority is configured, devices are answered 503.

@@ -3,6 +3,7 @@
 //! `wiring` puts the parts together, `http` shows every route on one page, `command_line` every subcommand. What a message means is in
 //! `wasmdm-service`, what is stored in `wasmdm-storage`, how a plugin is called in `wasmdm-plugin-runtime`.
 
+pub mod apns_proxy;
 pub mod apple_push;
 pub mod auth_proxy;
 pub mod bundled;

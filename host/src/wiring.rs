@@ -123,9 +123,15 @@ impl RunningServer {
         })
         .await
         .context("plugins")?;
-        let options = ApnsOptions { endpoint: config.apns.endpoint.clone(), roots: config.apns.roots.clone(), ..ApnsOptions::new(Arc::new(jitter)) };
+        let options = ApnsOptions {
+            endpoint: config.apns.endpoint.clone(),
+            roots: config.apns.roots.clone(),
+            proxy: config.apns.proxy.clone(),
+            push_timeout: config.apns.limits.push,
+            ..ApnsOptions::new(Arc::new(jitter))
+        };
         let apns = Apns::new(options).context("apns")?;
-        let pusher = pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock))));
+        let pusher = pusher.unwrap_or_else(|| Arc::new(ApplePush::new(apns.clone(), storage.clone(), Arc::clone(&clock), config.apns.limits.call)));
         let declarative_management = match &config.declarative_proxy {
             Some(options) => Some(Arc::new(DeclarativeProxy::new(options)?) as Arc<dyn DeclarativeManagement>),
             None => None,
@@ -161,6 +167,7 @@ impl RunningServer {
             clock: Arc::clone(&clock),
             pusher: Arc::clone(&pusher),
             push_rate: config.push_rate,
+            tracker: tracker.clone(),
             plugins: Arc::clone(&plugins),
             device_paths: config.device_paths,
             identity,

@@ -50,7 +50,7 @@ pub async fn unlock(State(app): State<Arc<App>>, Extension(caller): Extension<Ca
         imei2: field("imei2"),
         meid: field("meid"),
     };
-    let certificate = match app.storage.push_certificate(&topic).await {
+    let certificate = match app.storage.push_certificate(&TenantId::default(), &topic).await {
         Ok(Some(certificate)) => certificate,
         Ok(None) => return v1::error(StatusCode::NOT_FOUND, &format!("topic: no push certificate for `{}`", topic.escape_default())),
         Err(error) => return v1::error(v1::storage_status(&error), &error.to_string()),

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::reply::RETRY_AFTER;
 use wasmdm_storage::StorageError;
-use wasmdm_storage::mass_pushes::{MassPush, NewMassPush};
+use wasmdm_storage::mass_pushes::{BegunMassPush, MassPush, MassPushFailure, NewMassPush, Targets};
 
 use super::authorization::Caller;
 use super::{App, body, problem};
@@ -45,40 +45,51 @@ pub async fn create(State(app): State<Arc<App>>, Extension(caller): Extension<Ca
         Err(error) => return bad_request(&format!("the body is no {{\"ids\": [\"…\"]}} nor {{\"all\": true}}: {error}"), "ids"),
     };
     drop(held);
-    let targets = match targets(&app, wanted).await {
+    let targets = match targets(wanted) {
         Ok(targets) => targets,
         Err(response) => return *response,
     };
     match begin(&app, caller, targets).await {
-        Ok(Begun { id, not_enrolled }) => {
+        Ok(Begun { id, not_enrolled, broke_off: None }) => {
             let body = serde_json::json!({ "id": id, "not_enrolled": not_enrolled });
             accepted(&id, Json(body).into_response())
+        }
+        Ok(Begun { id, not_enrolled, broke_off: Some(error) }) => {
+            warn!(push.id = id, "Push {id} could be stored in part only: {error}");
+            broken_off(&id, &not_enrolled)
         }
         Err(error) => unavailable(&error),
     }
 }
 
-async fn targets(app: &App, wanted: Wanted) -> Result<Vec<EnrollmentId>, Box<Response>> {
+fn targets(wanted: Wanted) -> Result<Targets, Box<Response>> {
     let refused = |detail: &str| Err(Box::new(bad_request(detail, "ids")));
     if wanted.all {
         if !wanted.ids.is_empty() {
             return refused("either `ids` or `all`, not both");
         }
-        return app.storage.enrolled(&TenantId::default()).await.map_err(|error| Box::new(unavailable(&error)));
+        return Ok(Targets::Everyone);
     }
     // Each once: a device that is named twice is woken once.
     let ids: BTreeSet<String> = wanted.ids.into_iter().filter(|id| !id.is_empty()).collect();
     match ids.len() {
         0 => refused("name at least one enrollment, or say `\"all\": true`"),
         count if count > IDS => refused(&format!("at most {IDS} in a call")),
-        _ => Ok(ids.into_iter().map(EnrollmentId::new).collect()),
+        _ => Ok(Targets::These(ids.into_iter().map(EnrollmentId::new).collect())),
     }
 }
 
 /// How far a push is, and who could not be woken for which reason.
 pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Response {
     match app.storage.mass_push(&TenantId::default(), &id).await {
-        Ok(Some(push)) => Json(document(&push)).into_response(),
+        Ok(Some(push)) => {
+            let mut document = document(&push);
+            let failure = |failure: &MassPushFailure| serde_json::json!({ "reason": failure.reason, "count": failure.count, "ids": failure.ids });
+            if let Some(document) = document.as_object_mut() {
+                document.insert("failures".to_owned(), push.failures.iter().map(failure).collect());
+            }
+            Json(document).into_response()
+        }
         Ok(None) => {
             let detail = "There is no push of this id; they are kept for a week.";
             problem::document(StatusCode::NOT_FOUND, "Not Found", detail, Some("id"))
@@ -87,20 +98,10 @@ pub async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Respon
     }
 }
 
-/// The newest ones.
+/// The newest ones, without their failures.
 pub async fn list(State(app): State<Arc<App>>) -> Response {
-    let tenant = TenantId::default();
-    let listing = async {
-        let mut pushes = Vec::new();
-        for id in app.storage.recent_mass_pushes(&tenant, RECENT).await? {
-            if let Some(push) = app.storage.mass_push(&tenant, &id).await? {
-                pushes.push(document(&push));
-            }
-        }
-        Ok::<_, StorageError>(pushes)
-    };
-    match listing.await {
-        Ok(pushes) => Json(serde_json::json!({ "pushes": pushes })).into_response(),
+    match app.storage.recent_mass_pushes(&TenantId::default(), RECENT).await {
+        Ok(pushes) => Json(serde_json::json!({ "pushes": pushes.iter().map(document).collect::<Vec<_>>() })).into_response(),
         Err(error) => unavailable(&error),
     }
 }
@@ -109,12 +110,13 @@ pub async fn list(State(app): State<Arc<App>>) -> Response {
 pub(super) struct Begun {
     pub(super) id: String,
     pub(super) not_enrolled: Vec<EnrollmentId>,
+    /// Why only a part of it does.
+    pub(super) broke_off: Option<StorageError>,
 }
 
 /// Promises to wake all of them.
-pub(super) async fn begin(app: &App, caller: Caller, targets: Vec<EnrollmentId>) -> Result<Begun, StorageError> {
+pub(super) async fn begin(app: &App, caller: Caller, targets: Targets) -> Result<Begun, StorageError> {
     let id = uuid::Uuid::new_v4().to_string();
-    let count = targets.len();
     let push = NewMassPush {
         id: id.clone(),
         tenant: TenantId::default(),
@@ -123,9 +125,12 @@ pub(super) async fn begin(app: &App, caller: Caller, targets: Vec<EnrollmentId>)
         per_second: app.push_rate.get(),
         now: app.clock.now(),
     };
-    let not_enrolled = app.storage.begin_mass_push(push).await?;
-    info!(push.id = id, targets = count - not_enrolled.len(), "Push {id} begins");
-    Ok(Begun { id, not_enrolled })
+    let storage = app.storage.clone();
+    // A caller that goes away in the middle does not leave a part of the devices out.
+    let storing = app.tracker.spawn(async move { storage.begin_mass_push(push).await });
+    let BegunMassPush { nobody, broke_off } = storing.await.unwrap_or_else(|error| Err(StorageError::Unavailable { reason: error.to_string() }))?;
+    info!(push.id = id, not_enrolled = nobody.len(), "Push {id} begins");
+    Ok(Begun { id, not_enrolled: nobody, broke_off })
 }
 
 /// 202, and where to look.
@@ -138,21 +143,31 @@ pub(super) fn accepted(id: &str, mut response: Response) -> Response {
 }
 
 fn document(push: &MassPush) -> serde_json::Value {
-    let failures: Vec<_> =
-        push.failures.iter().map(|failure| serde_json::json!({ "reason": failure.reason, "count": failure.count, "ids": failure.ids })).collect();
     serde_json::json!({
         "id": push.id,
         "origin": push.origin,
         "created_at": push.created_at.to_string(),
-        "done": push.waiting == 0,
+        "done": push.is_complete && push.waiting == 0,
         "targets": push.waiting + push.pushed + push.failed + push.unneeded,
         "waiting": push.waiting,
         "pushed": push.pushed,
         "unneeded": push.unneeded,
         "failed": push.failed,
         "updated_at": push.updated_at.map(|at| at.to_string()),
-        "failures": failures,
     })
+}
+
+/// A part of it goes on; under its id it can be asked after.
+fn broken_off(id: &str, not_enrolled: &[EnrollmentId]) -> Response {
+    let status = StatusCode::SERVICE_UNAVAILABLE;
+    let detail = "The database became unavailable in the middle: the push goes on for those that were stored, and leaves out the others.";
+    let body = serde_json::json!({
+        "type": "about:blank", "title": "Service Unavailable", "status": status.as_u16(), "detail": detail, "id": id, "not_enrolled": not_enrolled
+    });
+    let mut response = accepted(id, Json(body).into_response());
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    response
 }
 
 fn bad_request(detail: &str, field: &str) -> Response {

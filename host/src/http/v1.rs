@@ -20,6 +20,7 @@ use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::pusher::wake;
 use wasmdm_storage::StorageError;
 use wasmdm_storage::commands::{CommandOptions, Enqueue, EnqueueOutcome};
+use wasmdm_storage::mass_pushes::Targets;
 use wasmdm_storage::push_certificates::{StoreOutcome, StorePushCertificate, TopicUse};
 
 use super::authorization::Caller;
@@ -138,7 +139,7 @@ pub async fn enqueue(State(app): State<Arc<App>>, Extension(caller): Extension<C
     info!(command.uuid = command.uuid, command.request_type = command.request_type, targets = reachable.len(), "Command {} queued", command.uuid);
     let mut push_failed = false;
     if !no_push && !reachable.is_empty() {
-        push_failed = push_into(&app, caller, &reachable, &mut result).await > 0;
+        push_failed = push_into(&app, caller, &reachable, &mut result).await > 0 || result.push_error.is_some();
     }
     let status = if reachable.is_empty() {
         StatusCode::INTERNAL_SERVER_ERROR
@@ -170,17 +171,18 @@ async fn push_to(app: &App, caller: Caller, ids: Vec<EnrollmentId>) -> Response 
         _ => StatusCode::MULTI_STATUS,
     };
     match &result.push_id {
-        Some(push_id) => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
-        None => json(status, &result),
+        Some(push_id) if result.push_error.is_none() => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
+        _ => json(status, &result),
     }
 }
 
 /// Writes each id's result, or by which id they can be asked after; answers how many failed.
 async fn push_into(app: &App, caller: Caller, ids: &[EnrollmentId], result: &mut ApiResult) -> usize {
     if ids.len() > AT_ONCE {
-        return match pushes::begin(app, caller, ids.to_vec()).await {
-            Ok(Begun { id, not_enrolled }) => {
+        return match pushes::begin(app, caller, Targets::These(ids.to_vec())).await {
+            Ok(Begun { id, not_enrolled, broke_off }) => {
                 result.push_id = Some(id);
+                result.push_error = broke_off.map(|error| format!("not all are pushed to: {error}"));
                 for id in &not_enrolled {
                     result.status.entry(id.to_string()).or_default().push_error = Some(NOT_ENROLLED.to_owned());
                 }
@@ -249,7 +251,7 @@ pub async fn push_certificate(State(app): State<Arc<App>>, uri: Uri) -> Response
         return error(StatusCode::BAD_REQUEST, "topic: the query parameter is missing");
     };
     let topic = topic.into_owned();
-    match app.storage.push_certificate(&topic).await {
+    match app.storage.push_certificate(&TenantId::default(), &topic).await {
         Ok(Some(certificate)) => json(StatusCode::OK, &PushCertificateResult { not_after: seconds(certificate.not_after), topic }),
         Ok(None) => error(StatusCode::NOT_FOUND, &format!("topic: no push certificate for `{}`", topic.escape_default())),
         Err(problem) => error(storage_status(&problem), &problem.to_string()),
@@ -258,7 +260,7 @@ pub async fn push_certificate(State(app): State<Arc<App>>, uri: Uri) -> Response
 
 /// Stores a push certificate with its key, both PEM in one body. Not in NanoMDM: `?topic=…` says which topic it must have, and
 /// `?new_topic=…` that it may be one that no device uses, although devices use others.
-pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Request) -> Response {
+pub async fn store_push_certificate(State(app): State<Arc<App>>, Extension(caller): Extension<Caller>, request: Request) -> Response {
     let (head, request_body) = request.into_parts();
     let held = match body::read(&app.budget, &head.headers, request_body, PUSH_CERTIFICATE_LIMIT).await {
         Ok(held) => held,
@@ -277,6 +279,7 @@ pub async fn store_push_certificate(State(app): State<Arc<App>>, request: Reques
         private_key_pem: pair.private_key_pem,
         not_after,
         may_be_new: is_yes(&head.uri, "new_topic"),
+        actor: format!("api:{}", caller.0),
         now,
     };
     match app.storage.store_push_certificate(store).await {

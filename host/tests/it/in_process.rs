@@ -1,9 +1,10 @@
 //! The same server in this process, with a clock that the test moves.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wasmdm::config::ServeOptions;
+use wasmdm::config::{Config, ServeOptions};
 use wasmdm::wiring::{RunningServer, Surroundings};
 use wasmdm_plugin_runtime::loading::CompilerCommand;
 use wasmdm_protocol::time::Timestamp;
@@ -27,6 +28,16 @@ impl Server {
 
     /// As [`Self::start`], with more than the usual options.
     pub(crate) async fn start_with(authority: &Authority, plugins: &[(&str, &str, &[u8], &str)], more: ServeOptions) -> Self {
+        Self::start_configured(authority, plugins, more, |_| ()).await
+    }
+
+    /// As [`Self::start_with`], with what no option says.
+    pub(crate) async fn start_configured(
+        authority: &Authority,
+        plugins: &[(&str, &str, &[u8], &str)],
+        more: ServeOptions,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
         let home = tempfile::tempdir().unwrap();
         let data = home.path().join("data");
         std::fs::create_dir_all(data.join("plugins.d")).unwrap();
@@ -48,7 +59,9 @@ impl Server {
             compiler: CompilerCommand { program: env!("CARGO_BIN_EXE_wasmdm").into(), args: vec!["__compile-plugin".into()] },
             pusher: None,
         };
-        let running = RunningServer::start(options.resolve().unwrap(), surroundings).await.unwrap();
+        let mut config = options.resolve().unwrap();
+        configure(&mut config);
+        let running = RunningServer::start(config, surroundings).await.unwrap();
         let server = Self { running, clock, home };
         server
             .until("the plugins are active", || {
@@ -61,6 +74,10 @@ impl Server {
 
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.running.address)
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.home.path().join("data/wasmdm.sqlite")
     }
 
     /// Waits until nothing is waiting in the outbox that could be delivered now.

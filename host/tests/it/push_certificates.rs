@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{Method, StatusCode};
 use rcgen::{BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, DnValue, IsCa, Issuer, KeyPair};
+use wasmdm_protocol::enrollment::TenantId;
 use wasmdm_simulator::apns::{IssuedPushCertificate, PushAuthority, PushCertificateRequest};
 use wasmdm_simulator::{Authority, Connection, Device};
 
@@ -258,7 +259,7 @@ async fn certificates_of_every_usual_form_are_imported() {
         let (code, out, error) = run(&arguments);
         assert_eq!((code, error.as_str()), (0, ""), "{certificate:?} {key:?}");
         assert!(out.contains(TOPIC), "{out}");
-        let stored = storage.push_certificate(TOPIC).await.unwrap().unwrap();
+        let stored = storage.push_certificate(&TenantId::default(), TOPIC).await.unwrap().unwrap();
         assert_eq!(stored.version, version, "{certificate:?} {key:?}");
         assert!(stored.private_key_pem.starts_with("-----BEGIN") && !stored.private_key_pem.contains("ENCRYPTED"));
         home.secrets.lock().unwrap().extend(stored.private_key_pem.lines().filter(|line| !line.starts_with('-')).map(str::to_owned));

@@ -21,6 +21,7 @@ use crate::notification::Notification;
 use crate::outcome::{Failure, Outcome};
 use crate::pool::{Pool, Retirement, TopicState};
 use crate::push_certificate::{PushCertificateError, PushCertificatePair};
+use crate::reaching::Proxy;
 
 /// How often a push that the service did not process is sent again before the caller is asked.
 const MOST_RESENDS: usize = 5;
@@ -101,6 +102,8 @@ pub struct ApnsOptions {
     pub endpoint: Endpoint,
     /// Whom to believe.
     pub roots: Roots,
+    /// Through whom, if not straight.
+    pub proxy: Option<Proxy>,
     /// A topic's connections at most. A further one is only opened when the others carry as many pushes as the service allows.
     pub connections_per_topic: usize,
     /// Pushes at once on one connection at most, if the service allows so many. Apple's limit is about 1,000.
@@ -113,6 +116,9 @@ pub struct ApnsOptions {
     pub connect_timeout: Duration,
     /// After this time without an answer, a PING asks whether the other side is still there.
     pub keep_alive: Duration,
+    /// While pushes are under way, a PING asks already after this time without an answer: a connection that is dead in the middle of work is
+    /// noticed within this, a tenth of it, and [`Self::ping_timeout`].
+    pub patience: Duration,
     /// How long the PING's answer may take.
     pub ping_timeout: Duration,
     /// A connection that carried no push for so long is closed, at the next PING's time.
@@ -131,12 +137,14 @@ impl ApnsOptions {
         Self {
             endpoint: Endpoint::default(),
             roots: Roots::default(),
+            proxy: None,
             connections_per_topic: 4,
             streams_per_connection: 1_000,
             waiting_per_topic: 10_000,
             push_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_mins(1),
+            patience: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_mins(30),
             shortest_backoff: Duration::from_millis(250),
@@ -161,6 +169,9 @@ pub enum SetUpError {
     /// Not certificates.
     #[error("roots: {0}")]
     Roots(String),
+    /// Not a proxy that can be used. The text is not repeated: it may hold a password.
+    #[error("proxy: {0}")]
+    Proxy(&'static str),
     /// Zero where at least one is needed.
     #[error("{0}: at least 1 is needed")]
     Zero(&'static str),
@@ -227,7 +238,7 @@ pub(crate) struct Shared {
 
 /// Sends pushes. Cheap to clone; all clones share their connections.
 ///
-/// It connects straight to the endpoint: variables such as `HTTPS_PROXY` are not looked at.
+/// It connects straight to the endpoint, or through [`ApnsOptions::proxy`]: variables such as `HTTPS_PROXY` are not looked at here.
 #[derive(Clone)]
 pub struct Apns {
     shared: Arc<Shared>,

@@ -15,7 +15,7 @@ use http::Request;
 use rustls::AlertDescription;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -25,9 +25,8 @@ use uuid::Uuid;
 use crate::client::Shared;
 use crate::outcome::{Fault, Outcome, announced_reason, judge};
 use crate::pool::{Pool, Retirement};
+use crate::reaching::reach;
 
-/// How long one address may take: a name often has several, and one of them may lead nowhere.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most that is read of an answer's body; Apple's have less than 100 bytes.
 const BODY_LIMIT: usize = 4096;
 /// The longest description of a problem that is kept.
@@ -81,7 +80,8 @@ impl Connection {
     pub(crate) async fn open(shared: &Shared, config: Arc<ClientConfig>, version: i64, pool: Weak<Pool>) -> Result<Arc<Self>, OpenError> {
         let limit = shared.options.connect_timeout;
         let opening = async {
-            let stream = reach(shared).await?;
+            let reached = reach(&shared.options.endpoint, shared.options.proxy.as_ref()).await;
+            let stream = reached.map_err(|problem| OpenError { problem, certificate: false })?;
             let stream = TlsConnector::from(config).connect(shared.server_name.clone(), stream).await.map_err(|error| OpenError::from_io(&error))?;
             if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
                 return Err(OpenError { problem: "the other side does not speak HTTP/2".into(), certificate: false });
@@ -126,6 +126,7 @@ impl Connection {
             doubted: Arc::clone(&connection.doubted),
             pool,
             keep_alive: shared.options.keep_alive.max(Duration::from_millis(1)),
+            patience: shared.options.patience.max(Duration::from_millis(10)),
             ping_timeout: shared.options.ping_timeout,
             idle_timeout: shared.options.idle_timeout,
         };
@@ -216,26 +217,6 @@ async fn read(mut body: RecvStream) -> Bytes {
         }
     }
     read.freeze()
-}
-
-/// A TCP connection to the first address that answers.
-async fn reach(shared: &Shared) -> Result<TcpStream, OpenError> {
-    let endpoint = &shared.options.endpoint;
-    let plain = |problem: String| OpenError { problem, certificate: false };
-    let addresses = lookup_host((endpoint.host(), endpoint.port())).await.map_err(|error| plain(error.to_string()))?;
-    let mut problem = "the name has no address".to_owned();
-    for address in addresses {
-        match timeout(ADDRESS_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                // Pushes are small, and each waits for its answer: Nagle's algorithm would hold them back. Only speed suffers without.
-                let _ = stream.set_nodelay(true);
-                return Ok(stream);
-            }
-            Ok(Err(error)) => problem = format!("{address}: {error}"),
-            Err(_) => problem = format!("{address}: no connection within {ADDRESS_TIMEOUT:?}"),
-        }
-    }
-    Err(plain(problem))
 }
 
 impl OpenError {
@@ -348,14 +329,22 @@ struct Driver {
     doubted: Arc<Notify>,
     pool: Weak<Pool>,
     keep_alive: Duration,
+    patience: Duration,
     ping_timeout: Duration,
     idle_timeout: Duration,
 }
+
+/// How finely the time is measured for which pushes have been without an answer: it is exceeded by one such part at most.
+const PARTS: u32 = 10;
 
 impl Driver {
     async fn drive(self, mut wire: Wire, mut pings: PingPong) {
         let mut tick = tokio::time::interval_at(Instant::now() + self.keep_alive, self.keep_alive);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let part = self.patience / PARTS;
+        let mut watch = tokio::time::interval_at(Instant::now() + part, part);
+        watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut heard, mut unanswered) = (0, 0);
         let mut pong_due: Option<Instant> = None;
         let mut answers = 0;
         let mut idle = Duration::ZERO;
@@ -377,6 +366,17 @@ impl Driver {
                         continue;
                     }
                     std::mem::replace(&mut answers, now) == now && pong_due.is_none()
+                }
+                _ = watch.tick() => {
+                    let waits = self.connection.upgrade().filter(|connection| connection.in_flight() > 0);
+                    let now = waits.map(|connection| connection.answers.load(Ordering::Relaxed));
+                    unanswered = if now == Some(heard) { unanswered + 1 } else { 0 };
+                    heard = now.unwrap_or(heard);
+                    let is_too_long = unanswered >= PARTS && pong_due.is_none();
+                    if is_too_long {
+                        unanswered = 0;
+                    }
+                    is_too_long
                 }
                 pong = poll_fn(|context| pings.poll_pong(context)), if pong_due.is_some() => {
                     if let Err(error) = pong {

@@ -12,9 +12,11 @@ mod old_encryption;
 mod outcome;
 mod pool;
 pub mod push_certificate;
+mod reaching;
 pub mod signing_request;
 
 pub use client::{Apns, ApnsOptions, ClientCertificate, Endpoint, Jitter, Roots, SetUpError};
 pub use notification::{Notification, Priority, Unsendable};
 pub use outcome::{Failure, Fault, Outcome, Rejection, Retry};
 pub use pool::TopicState;
+pub use reaching::Proxy;

@@ -165,6 +165,15 @@ impl Outcome {
         }
     }
 
+    /// The sentence for an operator without what differs from device to device, so that those that fail for one reason can be counted.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Unregistered { .. } => Self::Unregistered { at: None }.to_string(),
+            Self::Failed(Failure::Overloaded { .. }) => "as many pushes of this topic as are allowed are waiting already".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// One word, for metrics and events: Apple's reason, or ours. A reason that is not known is `unknown` here, so that the words are
     /// finitely many.
     pub fn code(&self) -> &'static str {

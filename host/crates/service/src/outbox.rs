@@ -3,8 +3,8 @@
 //! What is leased is a partition (one device of one subscriber), so its events arrive in order and one at a time, while partitions go in
 //! parallel. An acknowledgement and the effects of its handler commit together. Retry and dead letters are decided here.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +44,10 @@ const LOOK: Duration = Duration::from_secs(5);
 /// So many failures in a row are the subscriber's, not an event's: the first success after them wakes what waits for it.
 const OUTAGE: u32 = 3;
 
+/// Pushes of commands that were queued by what was delivered, at once: each of them may wait for the push service for a while. Beyond, the
+/// waker makes them: the wish for each stands in the database.
+const PUSHING: usize = 32;
+
 /// A number in `0.0..1.0`, for the jitter of retries.
 pub type Jitter = Arc<dyn Fn() -> f64 + Send + Sync>;
 
@@ -58,6 +62,7 @@ pub struct Outbox {
     owner: String,
     jitter: Jitter,
     workers: Arc<Semaphore>,
+    pushing: Arc<Semaphore>,
     idle_again: Notify,
     /// Failures since the last success of each subscriber that had one.
     failing: Mutex<HashMap<(TenantId, String), u32>>,
@@ -89,6 +94,7 @@ impl Outbox {
             owner,
             jitter,
             workers: Arc::new(Semaphore::new(WORKERS)),
+            pushing: Arc::new(Semaphore::new(PUSHING)),
             idle_again: Notify::new(),
             failing: Mutex::new(HashMap::new()),
             serving: Mutex::new(HashMap::new()),
@@ -146,10 +152,10 @@ impl Outbox {
                 continue;
             };
             let outbox = Arc::clone(self);
-            let shutdown = shutdown.clone();
+            let (shutdown, pushes) = (shutdown.clone(), tracker.clone());
             *outbox.serving.lock().entry(subscriber_of(&lease)).or_default() += 1;
             tracker.spawn(async move {
-                let served = outbox.serve(&lease, &shutdown).await;
+                let served = outbox.serve(&lease, &pushes, &shutdown).await;
                 if let Err(error) = &served {
                     warn!(subscriber = lease.subscriber, partition = lease.partition, "A partition of the outbox was left: {error}");
                 }
@@ -194,7 +200,7 @@ impl Outbox {
     }
 
     /// Delivers a partition's events one after the other.
-    async fn serve(&self, lease: &Lease, shutdown: &CancellationToken) -> Result<Served, StorageError> {
+    async fn serve(self: &Arc<Self>, lease: &Lease, tracker: &TaskTracker, shutdown: &CancellationToken) -> Result<Served, StorageError> {
         for _ in 0..TURN {
             if shutdown.is_cancelled() {
                 return Ok(Served::Held);
@@ -202,7 +208,7 @@ impl Outbox {
             let Some(delivery) = self.storage.next_delivery(lease, self.clock.now()).await? else {
                 return Ok(Served::Held);
             };
-            if let Some(served) = self.deliver(lease, &delivery).await? {
+            if let Some(served) = self.deliver(lease, &delivery, tracker).await? {
                 return Ok(served);
             }
         }
@@ -210,7 +216,7 @@ impl Outbox {
     }
 
     /// One attempt at one event; `None`: the partition may go on.
-    async fn deliver(&self, lease: &Lease, delivery: &Delivery) -> Result<Option<Served>, StorageError> {
+    async fn deliver(self: &Arc<Self>, lease: &Lease, delivery: &Delivery, tracker: &TaskTracker) -> Result<Option<Served>, StorageError> {
         let delivered = match self.subscribers.iter().find(|(prefix, _)| lease.subscriber.starts_with(prefix)) {
             Some((_, subscriber)) => self.while_renewing(lease, subscriber.deliver(lease, delivery)).await,
             None => Some(Delivered::Postponed { reason: "this server has no such kind of subscriber".to_owned(), retry_after: LONGEST_RETRY }),
@@ -220,15 +226,16 @@ impl Outbox {
             return Ok(Some(Served::Held));
         };
         let now = self.clock.now();
-        let (completion, outcome, commands) = match delivered {
+        let (completion, outcome, to_wake) = match delivered {
             Delivered::Done { effects, by } => {
-                let push: Vec<EnrollmentId> = effects
+                // Whose command must not go out yet comes for nothing; it is woken when its time has come.
+                let to_wake: BTreeSet<EnrollmentId> = effects
                     .iter()
                     .flat_map(|effects| effects.commands.iter())
-                    .filter(|command| command.options.push)
+                    .filter(|command| command.options.push && command.options.not_before.is_none_or(|at| at <= now))
                     .map(|command| command.target.clone())
                     .collect();
-                (Completion::Done { effects, by }, "done", push)
+                (Completion::Done { effects, by }, "done", to_wake)
             }
             Delivered::Failed { error, retryable, retry_after, by } => {
                 let overdue = delivery.first_failed_at.is_some_and(|first| now.since(first) >= GIVE_UP);
@@ -239,14 +246,14 @@ impl Outbox {
                     let failures = failing.entry(subscriber_of(lease)).or_default();
                     *failures = failures.saturating_add(1);
                     drop(failing);
-                    (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", Vec::new())
+                    (Completion::Retry { at: now.plus(wait), error, counted: true, by }, "retry", BTreeSet::new())
                 } else {
-                    (Completion::Dead { error, by }, "dead", Vec::new())
+                    (Completion::Dead { error, by }, "dead", BTreeSet::new())
                 }
             }
             Delivered::Postponed { reason, retry_after } => {
                 let by = serde_json::json!({ "reason": reason });
-                (Completion::Retry { at: now.plus(retry_after), error: reason, counted: false, by }, "postponed", Vec::new())
+                (Completion::Retry { at: now.plus(retry_after), error: reason, counted: false, by }, "postponed", BTreeSet::new())
             }
         };
         metrics::counter!("wasmdm_outbox_deliveries_total", "interface" => lease.interface.clone(), "outcome" => outcome).increment(1);
@@ -265,9 +272,8 @@ impl Outbox {
                 if succeeded && self.failing.lock().remove(&subscriber_of(lease)).is_some_and(|failures| failures >= OUTAGE) {
                     self.storage.wake_subscriber(&lease.tenant, &lease.subscriber, now).await?;
                 }
-                if !commands.is_empty() {
-                    // The commands are stored; a device that is not woken fetches them at its next poll.
-                    wake(&self.storage, &*self.clock, &*self.pusher, &lease.tenant, &commands).await;
+                if !to_wake.is_empty() {
+                    self.wake_beside(tracker, lease.tenant.clone(), to_wake.into_iter().collect());
                 }
                 Ok(released.then_some(Served::Released))
             }
@@ -295,6 +301,17 @@ impl Outbox {
             }
             Completed::LeaseLost => Ok(Some(Served::Held)),
         }
+    }
+
+    /// Wakes whom commands were queued for, and lets nobody wait for it: a push service that does not answer would hold every worker, and
+    /// with them the events of all subscribers.
+    fn wake_beside(self: &Arc<Self>, tracker: &TaskTracker, tenant: TenantId, ids: Vec<EnrollmentId>) {
+        let Ok(permit) = Arc::clone(&self.pushing).try_acquire_owned() else { return };
+        let outbox = Arc::clone(self);
+        tracker.spawn(async move {
+            wake(&outbox.storage, &*outbox.clock, &*outbox.pusher, &tenant, &ids).await;
+            drop(permit);
+        });
     }
 
     /// Ends a delivery without effects.

@@ -80,6 +80,7 @@ impl Dialect {
                 (5, "mass pushes", include_str!("../migrations/sqlite/0005_mass_pushes.sql")),
                 (6, "push certificate expiry", include_str!("../migrations/sqlite/0006_push_certificate_expiry.sql")),
                 (7, "wakes", include_str!("../migrations/sqlite/0007_wakes.sql")),
+                (8, "mass push pages", include_str!("../migrations/sqlite/0008_mass_push_pages.sql")),
                 (9, "orphans by device", include_str!("../migrations/sqlite/0009_orphans_by_device.sql")),
                 (10, "renewals, erasures and users", include_str!("../migrations/sqlite/0010_renewals_erasures_and_users.sql")),
             ],

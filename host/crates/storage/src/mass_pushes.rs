@@ -4,10 +4,11 @@
 //! kept here, for a week.
 
 use crate::memory::{Change, WakeState};
-use crate::sql::{Columns, args, together};
+use crate::sql::{Columns, Db, Row, args, together};
 use crate::wakes::ON_CONFLICT_WANTED;
 use crate::writer::{Class, Outcome, Tx};
 use crate::{Storage, StorageError};
+use sqlx::Connection as _;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
@@ -22,12 +23,30 @@ pub struct NewMassPush {
     pub tenant: TenantId,
     /// `api:SUBJECT`.
     pub origin: String,
-    /// Each once. More than 1,000 are stored in several transactions, in order.
-    pub targets: Vec<EnrollmentId>,
+    /// Whom.
+    pub targets: Targets,
     /// How fast: the devices of two mass pushes take turns.
     pub per_second: u32,
     /// When.
     pub now: Timestamp,
+}
+
+/// Whom a mass push is to wake.
+#[derive(Debug, Clone)]
+pub enum Targets {
+    /// Each once. More than 1,000 are stored in several transactions, in order.
+    These(Vec<EnrollmentId>),
+    /// Everyone who is enrolled, users too, in the order of their ids. [`Storage::extend_mass_pushes`] stores what goes beyond the first 1,000.
+    Everyone,
+}
+
+/// What was stored of a new mass push.
+#[derive(Debug)]
+pub struct BegunMassPush {
+    /// Targets that are not enrolled.
+    pub nobody: Vec<EnrollmentId>,
+    /// Why the targets from some place on are not stored, and never will be; those before it are woken all the same.
+    pub broke_off: Option<StorageError>,
 }
 
 /// How far a mass push is.
@@ -39,6 +58,8 @@ pub struct MassPush {
     pub origin: String,
     /// When.
     pub created_at: Timestamp,
+    /// Whether all targets are stored and counted here.
+    pub is_complete: bool,
     /// Not yet pushed to.
     pub waiting: u64,
     /// Apple took the push.
@@ -49,7 +70,7 @@ pub struct MassPush {
     pub unneeded: u64,
     /// When the last result came.
     pub updated_at: Option<Timestamp>,
-    /// The most frequent first, at most 20.
+    /// The most frequent first, at most 20. None in a list.
     pub failures: Vec<MassPushFailure>,
 }
 
@@ -92,7 +113,7 @@ const KEPT: Duration = Duration::from_hours(7 * 24);
 /// Rows of one step of clearing away.
 const STEP: i64 = 500;
 
-const INSERT: &str = "INSERT INTO mass_pushes (id, tenant_id, origin, created_at) VALUES (?, ?, ?, ?)";
+const INSERT: &str = "INSERT INTO mass_pushes (id, tenant_id, origin, created_at, everyone_after) VALUES (?, ?, ?, ?, ?)";
 const IS_ENROLLED: &str = "FROM enrollments WHERE id = ? AND tenant_id = ? AND state = 'enrolled'";
 static INSERT_TARGET: LazyLock<String> = LazyLock::new(|| {
     together(&[
@@ -106,64 +127,83 @@ static INSERT_TARGET: LazyLock<String> = LazyLock::new(|| {
 const INSERT_NOBODY: &str = "INSERT INTO mass_push_targets (mass_push_id, enrollment_id, state, detail, done_at) VALUES (?, ?, 'failed', ?, ?) \
     ON CONFLICT DO NOTHING";
 pub(crate) const CLOSE: &str = "UPDATE mass_push_targets SET state = ?, detail = ?, done_at = ? WHERE enrollment_id = ? AND state = 'waiting'";
-const SELECT: &str = "SELECT origin, created_at FROM mass_pushes WHERE id = ? AND tenant_id = ?";
-const SELECT_RECENT: &str = "SELECT id FROM mass_pushes WHERE tenant_id = ? ORDER BY created_at DESC, id LIMIT ?";
-const COUNT: &str = "SELECT state, COUNT(*), MAX(done_at) FROM mass_push_targets WHERE mass_push_id = ? GROUP BY state";
-const COUNT_FAILURES: &str = "SELECT detail, COUNT(*) FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' \
+pub(crate) const SELECT_UNFINISHED: &str =
+    "SELECT id, tenant_id, created_at, everyone_after, written FROM mass_pushes WHERE everyone_after IS NOT NULL ORDER BY created_at LIMIT 1";
+pub(crate) const SELECT_PAGE: &str = "SELECT id FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' AND id > ? ORDER BY id LIMIT ?";
+const TURN_PAGE: &str = "UPDATE mass_pushes SET everyone_after = ?, written = ? WHERE id = ?";
+const SELECT: &str = "SELECT id, origin, created_at, everyone_after IS NULL FROM mass_pushes WHERE id = ? AND tenant_id = ?";
+const SELECT_RECENT: &str =
+    "SELECT id, origin, created_at, everyone_after IS NULL FROM mass_pushes WHERE tenant_id = ? ORDER BY created_at DESC, id LIMIT ?";
+pub(crate) const COUNT: &str = "SELECT state, COUNT(*), MAX(done_at) FROM mass_push_targets WHERE mass_push_id = ? GROUP BY state";
+pub(crate) const COUNT_FAILURES: &str = "SELECT detail, COUNT(*) FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' \
     GROUP BY detail ORDER BY COUNT(*) DESC, detail LIMIT 20";
-const SELECT_FAILED: &str = "SELECT enrollment_id FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' AND detail = ? \
+pub(crate) const SELECT_FAILED: &str = "SELECT enrollment_id FROM mass_push_targets WHERE mass_push_id = ? AND state = 'failed' AND detail = ? \
     ORDER BY enrollment_id LIMIT 100";
-const SELECT_ENROLLED: &str = "SELECT id FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' AND id > ? ORDER BY id LIMIT ?";
 pub(crate) const SELECT_OLD: &str = "SELECT id FROM mass_pushes WHERE created_at <= ? ORDER BY created_at LIMIT 1";
 const DELETE_OLD_TARGETS: &str = "DELETE FROM mass_push_targets WHERE mass_push_id = ? AND enrollment_id IN \
     (SELECT t.enrollment_id FROM mass_push_targets t WHERE t.mass_push_id = ? LIMIT ?)";
 const DELETE_OLD: &str = "DELETE FROM mass_pushes WHERE id = ?";
 
 impl Storage {
-    /// Every target that is enrolled is to be woken from now on, also after a restart. Answers those that are not.
+    /// Every target that is enrolled is to be woken from now on, also after a restart.
     ///
     /// # Errors
-    /// [`StorageError::Unavailable`] in the middle leaves a part of the targets to be woken; it can be asked after.
-    pub async fn begin_mass_push(&self, push: NewMassPush) -> Result<Vec<EnrollmentId>, StorageError> {
+    /// Nothing at all was stored.
+    pub async fn begin_mass_push(&self, push: NewMassPush) -> Result<BegunMassPush, StorageError> {
         let push = Arc::new(push);
-        let mut nobody = Vec::new();
-        for start in (0..push.targets.len().max(1)).step_by(CHUNK) {
+        let mut begun = BegunMassPush { nobody: Vec::new(), broke_off: None };
+        let targets = match &push.targets {
+            Targets::These(targets) => targets.len(),
+            Targets::Everyone => 0,
+        };
+        for start in (0..targets.max(1)).step_by(CHUNK) {
             let push = Arc::clone(&push);
             let chunk = self.write(Class::Answer, move |tx| {
                 let push = Arc::clone(&push);
                 Box::pin(async move { Ok(Outcome::Commit(insert_chunk(tx, &push, start).await?)) })
             });
-            nobody.extend(chunk.await?);
+            match chunk.await {
+                Ok(nobody) => begun.nobody.extend(nobody),
+                Err(error) if start == 0 => return Err(error),
+                Err(error) => {
+                    begun.broke_off = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(nobody)
+        Ok(begun)
+    }
+
+    /// Stores the next page of a push to everyone, if there is one that is not complete. Whether there was. Costs a read by an index otherwise.
+    pub async fn extend_mass_pushes(&self, per_second: u32, now: Timestamp) -> Result<bool, StorageError> {
+        if self.look_up(SELECT_UNFINISHED, args![]).await?.is_none() {
+            return Ok(false);
+        }
+        self.write(Class::Background, move |tx| {
+            Box::pin(async move {
+                let Some(row) = tx.one(SELECT_UNFINISHED, args![]).await? else { return Ok(Outcome::Commit(false)) };
+                let page = Page {
+                    push: row.text(0)?,
+                    tenant: TenantId::new(row.text(1)?),
+                    created_at: row.time(2)?,
+                    after: row.text(3)?,
+                    written: row.count(4)?,
+                };
+                insert_page(tx, &page, per_second, now).await?;
+                Ok(Outcome::Commit(true))
+            })
+        })
+        .await
     }
 
     /// How far it is. `None`: the tenant has no such one, or it is more than a week old.
     pub async fn mass_push(&self, tenant: &TenantId, id: &str) -> Result<Option<MassPush>, StorageError> {
-        let mut reader = self.reader().await?;
-        let mut db = reader.db();
+        // Of one moment, or the reasons would not add up to the count. It ends when it is dropped.
+        let mut reader = self.inner.readers.acquire().await?;
+        let mut snapshot = reader.begin().await?;
+        let mut db = Db::driven(&mut snapshot, self.inner.dialect, self.keyring());
         let Some(row) = db.one(SELECT, args![id, tenant.as_str()]).await? else { return Ok(None) };
-        let mut push = MassPush {
-            id: id.to_owned(),
-            origin: row.text(0)?,
-            created_at: row.time(1)?,
-            waiting: 0,
-            pushed: 0,
-            failed: 0,
-            unneeded: 0,
-            updated_at: None,
-            failures: Vec::new(),
-        };
-        for row in db.all(COUNT, args![id]).await? {
-            let count = u64::from(row.count(1)?);
-            match row.text(0)?.as_str() {
-                "waiting" => push.waiting = count,
-                "pushed" => push.pushed = count,
-                "failed" => push.failed = count,
-                _ => push.unneeded = count,
-            }
-            push.updated_at = push.updated_at.max(row.opt_time(2)?);
-        }
+        let mut push = counted(&mut db, &row).await?;
         if push.failed > 0 {
             for row in db.all(COUNT_FAILURES, args![id]).await? {
                 let reason = row.text(0)?;
@@ -175,26 +215,15 @@ impl Storage {
         Ok(Some(push))
     }
 
-    /// The ids of the tenant's mass pushes, the newest first.
-    pub async fn recent_mass_pushes(&self, tenant: &TenantId, limit: u32) -> Result<Vec<String>, StorageError> {
-        let rows = self.read_all(SELECT_RECENT, args![tenant.as_str(), i64::from(limit)]).await?;
-        rows.iter().map(|row| row.text(0)).collect()
-    }
-
-    /// Everyone in the tenant who can be woken, users too.
-    pub async fn enrolled(&self, tenant: &TenantId) -> Result<Vec<EnrollmentId>, StorageError> {
-        let mut all: Vec<EnrollmentId> = Vec::new();
-        let page = i64::try_from(CHUNK).unwrap_or(i64::MAX);
-        loop {
-            let after = all.last().map_or("", EnrollmentId::as_str).to_owned();
-            let rows = self.read_all(SELECT_ENROLLED, args![tenant.as_str(), after, page]).await?;
-            for row in &rows {
-                all.push(EnrollmentId::new(row.text(0)?));
-            }
-            if rows.len() < CHUNK {
-                return Ok(all);
-            }
+    /// The tenant's mass pushes, the newest first, without their failures.
+    pub async fn recent_mass_pushes(&self, tenant: &TenantId, limit: u32) -> Result<Vec<MassPush>, StorageError> {
+        let mut reader = self.reader().await?;
+        let mut db = reader.db();
+        let mut pushes = Vec::new();
+        for row in db.all(SELECT_RECENT, args![tenant.as_str(), i64::from(limit)]).await? {
+            pushes.push(counted(&mut db, &row).await?);
         }
+        Ok(pushes)
     }
 
     /// Forgets the oldest that nobody can ask after any more, in a small step. Whether there may be more.
@@ -217,24 +246,97 @@ impl Storage {
     }
 }
 
+/// Those of the chunk that are not enrolled.
 async fn insert_chunk(tx: &mut Tx, push: &NewMassPush, start: usize) -> Result<Vec<EnrollmentId>, StorageError> {
     let NewMassPush { id, tenant, origin, targets, per_second, now } = push;
     if start == 0 {
-        tx.run(INSERT, args![id.as_str(), tenant.as_str(), origin.as_str(), now.as_millis()]).await?;
+        let everyone_after = matches!(targets, Targets::Everyone).then_some("");
+        tx.run(INSERT, args![id.as_str(), tenant.as_str(), origin.as_str(), now.as_millis(), everyone_after]).await?;
     }
+    let Targets::These(targets) = targets else {
+        let page = Page { push: id.clone(), tenant: tenant.clone(), created_at: *now, after: String::new(), written: 0 };
+        insert_page(tx, &page, *per_second, *now).await?;
+        return Ok(Vec::new());
+    };
     let mut nobody = Vec::new();
     for (place, target) in targets.iter().enumerate().skip(start).take(CHUNK) {
-        let (target_id, tenant_id) = (target.as_str(), tenant.as_str());
-        let due = now.plus(turn(place, *per_second)).as_millis();
-        let args = args![id.as_str(), target_id, tenant_id, due, tx.number(), now.as_millis(), target_id, tenant_id];
-        if tx.run(&INSERT_TARGET, args).await? > 0 {
-            tx.after_commit(Change::Wake(target.clone(), WakeState::Due));
-        } else {
-            tx.run(INSERT_NOBODY, args![id.as_str(), target_id, NOT_ENROLLED, now.as_millis()]).await?;
+        if !insert_target(tx, id, tenant, target, now.plus(turn(place, *per_second)), *now).await? {
+            tx.run(INSERT_NOBODY, args![id.as_str(), target.as_str(), NOT_ENROLLED, now.as_millis()]).await?;
             nobody.push(target.clone());
         }
     }
     Ok(nobody)
+}
+
+/// How far everyone is stored.
+struct Page {
+    push: String,
+    tenant: TenantId,
+    created_at: Timestamp,
+    /// The last id; empty: none yet.
+    after: String,
+    written: u32,
+}
+
+async fn insert_page(tx: &mut Tx, page: &Page, per_second: u32, now: Timestamp) -> Result<(), StorageError> {
+    let Page { push, tenant, created_at, after, written } = page;
+    let ids = tx.all(SELECT_PAGE, args![tenant.as_str(), after.as_str(), i64::try_from(CHUNK).unwrap_or(i64::MAX)]).await?;
+    let mut places = *written;
+    let mut last = None;
+    for row in &ids {
+        let target = EnrollmentId::new(row.text(0)?);
+        let due = created_at.plus(turn(usize::try_from(places).unwrap_or(usize::MAX), per_second));
+        insert_target(tx, push, tenant, &target, due, now).await?;
+        places = places.saturating_add(1);
+        last = Some(row.text(0)?);
+    }
+    tx.run(TURN_PAGE, args![last.filter(|_| ids.len() == CHUNK), i64::from(places), push.as_str()]).await?;
+    Ok(())
+}
+
+/// Whether it is enrolled.
+async fn insert_target(
+    tx: &mut Tx,
+    push: &str,
+    tenant: &TenantId,
+    target: &EnrollmentId,
+    due: Timestamp,
+    now: Timestamp,
+) -> Result<bool, StorageError> {
+    let (id, of) = (target.as_str(), tenant.as_str());
+    let args = args![push, id, of, due.as_millis(), tx.number(), now.as_millis(), id, of];
+    let is_enrolled = tx.run(&INSERT_TARGET, args).await? > 0;
+    if is_enrolled {
+        tx.after_commit(Change::Wake(target.clone(), WakeState::Due));
+    }
+    Ok(is_enrolled)
+}
+
+/// The push of that row of [`SELECT`].
+async fn counted(db: &mut Db<'_>, row: &Row) -> Result<MassPush, StorageError> {
+    let mut push = MassPush {
+        id: row.text(0)?,
+        origin: row.text(1)?,
+        created_at: row.time(2)?,
+        is_complete: row.flag(3)?,
+        waiting: 0,
+        pushed: 0,
+        failed: 0,
+        unneeded: 0,
+        updated_at: None,
+        failures: Vec::new(),
+    };
+    for row in db.all(COUNT, args![push.id.as_str()]).await? {
+        let count = u64::from(row.count(1)?);
+        match row.text(0)?.as_str() {
+            "waiting" => push.waiting = count,
+            "pushed" => push.pushed = count,
+            "failed" => push.failed = count,
+            _ => push.unneeded = count,
+        }
+        push.updated_at = push.updated_at.max(row.opt_time(2)?);
+    }
+    Ok(push)
 }
 
 /// When the channel at that place is due, from the beginning.

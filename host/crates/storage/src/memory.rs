@@ -139,6 +139,12 @@ impl Memory {
         self.push_failing.lock().contains(id)
     }
 
+    /// A failure is about to be written: what comes behind it must not take the channel for well meanwhile. One that is not written after all
+    /// costs a look at the database.
+    pub(crate) fn expect_push_failure(&self, id: &EnrollmentId) {
+        self.push_failing.lock().insert(id.clone());
+    }
+
     pub(crate) fn cached_binding(&self, identity: &[u8; 32]) -> (Option<Binding>, u64) {
         let mut bindings = self.bindings.lock();
         (bindings.get(identity), bindings.changes)

@@ -1,9 +1,11 @@
 //! Push certificates by topic, and what a push needs of an enrollment.
 
+use crate::audit::AuditRow;
 use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome};
-use crate::{Storage, StorageError, sealed, tenant, wakes};
+use crate::{Storage, StorageError, audit, sealed, wakes};
 use bytes::Bytes;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -54,6 +56,8 @@ pub struct StorePushCertificate {
     pub not_after: Timestamp,
     /// Also where devices are enrolled and none of them uses the topic.
     pub may_be_new: bool,
+    /// `api:SUBJECT`, for the audit.
+    pub actor: String,
     /// When it came.
     pub now: Timestamp,
 }
@@ -118,7 +122,7 @@ pub struct PushTarget {
     pub token: Bytes,
     /// When the device has last told it.
     pub told_at: Timestamp,
-    /// Apple said since then that it is none any more, with this sentence.
+    /// Apple said since then that it is none any more, with this code.
     pub dead: Option<String>,
 }
 
@@ -142,8 +146,8 @@ const SELECT_SUMMARIES: &str = "SELECT topic, not_after, version, updated_at FRO
 const COUNT_BY_TOPIC: &str =
     "SELECT topic, COUNT(*) FROM enrollments WHERE tenant_id = ? AND state = 'enrolled' GROUP BY topic ORDER BY COUNT(*) DESC, topic";
 const SELECT_CERTIFICATE: &str =
-    "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ?";
-const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.detail FROM enrollments e \
+    "SELECT tenant_id, topic, certificate_pem, private_key_pem, not_after, version FROM push_certificates WHERE topic = ? AND tenant_id = ?";
+const SELECT_TARGET: &str = "SELECT e.topic, e.push_magic, e.push_token, COALESCE(m.received_at, e.enrolled_at, 0), f.code FROM enrollments e \
     LEFT JOIN enrollment_messages m ON m.enrollment_id = e.id AND m.message_type = 'TokenUpdate' \
     LEFT JOIN push_failures f ON f.enrollment_id = e.id AND f.token_is_dead = 1 AND f.last_at >= m.received_at \
     WHERE e.id = ? AND e.tenant_id = ? AND e.state = 'enrolled' AND e.push_token IS NOT NULL";
@@ -164,7 +168,7 @@ impl Storage {
         self.write(Class::Answer, move |tx| {
             let store = Arc::clone(&store);
             Box::pin(async move {
-                let (StorePushCertificate { tenant, topic, not_after, may_be_new, now, .. }, certificate, key) = &*store;
+                let (StorePushCertificate { tenant, topic, not_after, may_be_new, actor, now, .. }, certificate, key) = &*store;
                 let owner = tx.one(SELECT_TOPIC, args![topic.as_str()]).await?;
                 if owner.is_some_and(|row| row.text(0).is_ok_and(|owner| owner != tenant.as_str())) {
                     return Err(StorageError::Invalid { field: "topic", problem: format!("{topic} belongs to another tenant") });
@@ -182,6 +186,10 @@ impl Storage {
                 )
                 .await?;
                 wakes::topic_can_be_pushed(tx, topic, *now).await?;
+                // Whoever has one can wake devices, or keep them from being woken.
+                let detail = json!({ "topic": topic, "not_after": not_after.to_string() });
+                let (actor, action) = (actor.clone(), "push-certificate.store".to_owned());
+                audit::insert(tx, &AuditRow { tenant: tenant.clone(), actor, action, target: None, detail, at: *now }).await?;
                 Ok(Outcome::Commit(StoreOutcome::Stored))
             })
         })
@@ -201,12 +209,12 @@ impl Storage {
         Ok(topics.into_iter().map(|(topic, (certificate, channels))| TopicSummary { topic, certificate, channels }).collect())
     }
 
-    /// The topic's certificate.
-    pub async fn push_certificate(&self, topic: &str) -> Result<Option<PushCertificate>, StorageError> {
-        let Some(row) = self.look_up(SELECT_CERTIFICATE, args![topic]).await? else {
+    /// The topic's certificate, if the topic is the tenant's.
+    pub async fn push_certificate(&self, tenant: &TenantId, topic: &str) -> Result<Option<PushCertificate>, StorageError> {
+        let Some(row) = self.look_up(SELECT_CERTIFICATE, args![topic, tenant.as_str()]).await? else {
             return Ok(None);
         };
-        let tenant = tenant(&row, 0)?;
+        let tenant = crate::tenant(&row, 0)?;
         Ok(Some(PushCertificate {
             topic: topic.to_owned(),
             certificate_pem: self.keyring().at(&sealed::PUSH_CERTIFICATE, &tenant, &[&topic]).open_text(row.blob(2)?)?,

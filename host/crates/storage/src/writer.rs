@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::task::TaskTracker;
+use wasmdm_protocol::enrollment::EnrollmentId;
 
 /// Members of one commit, at most.
 const GROUP: usize = 64;
@@ -94,6 +95,15 @@ impl Tx {
     /// Changes what is kept in memory once the transaction is committed.
     pub(crate) fn after_commit(&mut self, change: Change) {
         self.changes.push(change);
+    }
+
+    /// Whether the enrollment's last push failed: memory hears of what was written in this transaction only when it is committed.
+    pub(crate) fn is_push_failing(&self, id: &EnrollmentId) -> bool {
+        let written = self.changes.iter().rev().find_map(|change| match change {
+            Change::PushFailing(of, failing) if of == id => Some(*failing),
+            _ => None,
+        });
+        written.unwrap_or_else(|| self.memory.is_push_failing(id))
     }
 
     fn control(&mut self, sql: &'static str) -> Result<(), StorageError> {
@@ -609,7 +619,7 @@ mod tests {
                 .write(Class::Answer, |tx| {
                     Box::pin(async move {
                         tx.run(INSERT, args!["undone"]).await?;
-                        tx.after_commit(Change::Seen(wasmdm_protocol::enrollment::EnrollmentId::new("undone"), Timestamp::from_millis(1)));
+                        tx.after_commit(Change::Seen(EnrollmentId::new("undone"), Timestamp::from_millis(1)));
                         Ok(Outcome::Rollback("answer".to_owned()))
                     })
                 })
@@ -622,7 +632,7 @@ mod tests {
         }
         assert_eq!(answers, ["answer", "kept"]);
         assert_eq!(count(&storage).await, 2);
-        assert_eq!(storage.inner.memory.last_seen(&wasmdm_protocol::enrollment::EnrollmentId::new("undone")), None);
+        assert_eq!(storage.inner.memory.last_seen(&EnrollmentId::new("undone")), None);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
-use wasmdm_service::pusher::Pusher;
-use wasmdm_storage::wakes::NotWoken;
+use wasmdm_service::pusher::{Pushed, Pusher};
 
 /// Records whom it was asked to wake, and says that it did.
 #[derive(Debug, Clone, Default)]
@@ -22,10 +21,9 @@ impl RecordingPusher {
 }
 
 impl Pusher for RecordingPusher {
-    fn push<'a>(&'a self, _tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxFuture<'a, Vec<Result<String, NotWoken>>> {
-        Box::pin(async move {
-            self.woken.lock().extend_from_slice(ids);
-            ids.iter().map(|id| Ok(format!("recorded-{id}"))).collect()
-        })
+    fn push<'a>(&'a self, _tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxStream<'a, Vec<Pushed>> {
+        self.woken.lock().extend_from_slice(ids);
+        let pushed = ids.iter().enumerate().map(|(place, id)| Pushed { place, result: Ok(format!("recorded-{id}")) });
+        Box::pin(futures_util::stream::iter([pushed.collect()]))
     }
 }

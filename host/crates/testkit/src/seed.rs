@@ -56,6 +56,11 @@ pub async fn finished_commands(database: &Path, per_enrollment: u64) {
     .await;
 }
 
+/// Runs a statement beside the server, as a person with a shell would.
+pub async fn meddle(database: &Path, sql: &str) {
+    run(database, sql).await;
+}
+
 /// A value of a sealed column: the format byte, then something.
 fn blob(length: usize) -> String {
     format!("x'00{}'", "41".repeat(length))

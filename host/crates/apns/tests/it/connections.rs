@@ -236,6 +236,27 @@ async fn a_connection_that_died_silently_is_found_by_a_ping() {
     assert!(apns.push(&certificate, &notification(3)).await.is_accepted(), "over a new connection");
 }
 
+/// With pushes under way it took the time of a push, thirty seconds, before anybody doubted, and all that time the others went there too.
+#[tokio::test]
+async fn a_connection_that_died_in_the_middle_of_work_is_found_within_16_seconds() {
+    let fake = FakeApns::start().unwrap();
+    let relay = crate::relay::Relay::to(fake.address());
+    let endpoint = Endpoint::parse(&format!("localhost:{}", relay.port())).unwrap();
+    let roots = Roots::Pem(fake.root_pem());
+    let apns = Apns::new(ApnsOptions { endpoint, roots, ..ApnsOptions::new(std::sync::Arc::new(|| 0.5)) }).unwrap();
+    let certificate = certificate(&fake, TOPIC);
+    assert!(apns.push(&certificate, &notification(1)).await.is_accepted());
+    relay.swallow();
+    // Nothing comes any more, so the clock may run as fast as it can.
+    tokio::time::pause();
+    let begin = tokio::time::Instant::now();
+    let outcome = apns.push(&certificate, &notification(2)).await;
+    assert_eq!(outcome.code(), "lost", "{outcome}");
+    assert!(begin.elapsed() <= Duration::from_secs(16), "{:?}", begin.elapsed());
+    tokio::time::resume();
+    assert!(apns.push(&certificate, &notification(3)).await.is_accepted(), "over a new connection");
+}
+
 #[tokio::test]
 async fn a_connection_that_nobody_needs_is_closed() {
     let fake = FakeApns::start().unwrap();

@@ -5,6 +5,7 @@
 mod certificates;
 mod connections;
 mod many_pushes;
+mod proxies;
 mod pushes;
 mod relay;
 mod service;

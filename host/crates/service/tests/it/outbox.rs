@@ -5,14 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wasmdm_protocol::enrollment::TenantId;
+use wasmdm_protocol::command::Command;
+use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
+use wasmdm_protocol::time::Timestamp;
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::outbox::Outbox;
+use wasmdm_service::pusher::{Pushed, Pusher};
 use wasmdm_service::subscriber::{Delivered, Subscriber};
+use wasmdm_storage::commands::CommandOptions;
+use wasmdm_storage::effects::{KvQuota, PluginCommand, PluginEffects};
 use wasmdm_storage::outbox::{Claim, Completion, Delivery, Lease, Subscription};
 use wasmdm_testkit::push::RecordingPusher;
 
@@ -51,6 +57,10 @@ struct Running {
 
 impl Running {
     async fn start(stage: &Stage, failures: Vec<(&'static str, Delivered)>) -> Self {
+        Self::start_with(stage, failures, Arc::new(RecordingPusher::default())).await
+    }
+
+    async fn start_with(stage: &Stage, failures: Vec<(&'static str, Delivered)>, pusher: Arc<dyn Pusher>) -> Self {
         let subscription = Subscription { interface: "event-sink".to_owned(), topics: vec!["enrollment.*".to_owned()], include_self: false };
         stage.storage.set_subscriptions(&TenantId::default(), "test:one", vec![subscription], stage.clock.now()).await.unwrap();
         let (sender, seen) = mpsc::unbounded_channel();
@@ -58,7 +68,7 @@ impl Running {
         let outbox = Outbox::new(
             stage.storage.clone(),
             Arc::new(stage.clock.clone()),
-            Arc::new(RecordingPusher::default()),
+            pusher,
             vec![("test:", subscriber)],
             "worker".to_owned(),
             Arc::new(|| 1.0),
@@ -77,6 +87,77 @@ impl Running {
         self.tracker.close();
         self.tracker.wait().await;
     }
+}
+
+/// A push service that does not answer before it is told to.
+#[derive(Debug, Default)]
+struct SilentPusher {
+    asked: Mutex<Vec<EnrollmentId>>,
+    answers: CancellationToken,
+}
+
+impl Pusher for SilentPusher {
+    fn push<'a>(&'a self, _tenant: &'a TenantId, ids: &'a [EnrollmentId]) -> BoxStream<'a, Vec<Pushed>> {
+        self.asked.lock().extend_from_slice(ids);
+        Box::pin(futures_util::stream::once(async {
+            self.answers.cancelled().await;
+            (0..ids.len()).map(|place| Pushed { place, result: Ok("late".to_owned()) }).collect()
+        }))
+    }
+}
+
+fn queues(target: &str, uuid: &str, not_before: Option<Timestamp>) -> Delivered {
+    let document = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><plist version=\"1.0\"><dict><key>CommandUUID</key><string>{uuid}</string>\
+         <key>Command</key><dict><key>RequestType</key><string>SecurityInfo</string></dict></dict></plist>"
+    );
+    let effects = PluginEffects {
+        tenant: TenantId::default(),
+        plugin: "one".to_owned(),
+        reads: Vec::new(),
+        writes: Vec::new(),
+        quota: KvQuota { bytes: 0, keys: 0 },
+        commands: vec![PluginCommand {
+            target: EnrollmentId::new(target),
+            command: Command::parse(document.into()).unwrap(),
+            options: CommandOptions { push: true, not_before, ..CommandOptions::default() },
+        }],
+        cancels: Vec::new(),
+        tags: Vec::new(),
+        releases: Vec::new(),
+        timers: Vec::new(),
+        pushes: Vec::new(),
+    };
+    Delivered::Done { effects: Some(Box::new(effects)), by: serde_json::json!({}) }
+}
+
+/// Each worker waited for the pushes that its event had caused: while Apple's service hung, plugins heard of nothing for 30 to 45 seconds at a time.
+#[tokio::test]
+async fn events_flow_while_the_push_service_hangs() {
+    let stage = Stage::new().await;
+    let (one, two) = (stage.device(1), stage.device(2));
+    let pusher = Arc::new(SilentPusher::default());
+    let later = stage.clock.now().plus(Duration::from_hours(1));
+    let planned = vec![
+        ("enrollment.enrolling", queues(&one.id(), "C1", None)),
+        ("enrollment.enrolled", queues(&one.id(), "C2", None)),
+        ("enrollment.enrolling", queues(&two.id(), "C3", Some(later))),
+    ];
+    let mut running = Running::start_with(&stage, planned, Arc::clone(&pusher) as Arc<dyn Pusher>).await;
+    for device in [&one, &two] {
+        stage.enroll(device).await;
+        for topic in ["enrollment.enrolling", "enrollment.enrolled"] {
+            assert_eq!(running.next().await, (topic.to_owned(), device.id(), 1));
+        }
+    }
+    while pusher.asked.lock().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    // The other one's command must not go out yet: it is woken when its time has come.
+    assert!(pusher.asked.lock().iter().all(|id| id.as_str() == one.id()));
+    assert_eq!(stage.storage.next_wake(&EnrollmentId::new(two.id())).await.unwrap(), Some(later));
+    pusher.answers.cancel();
+    running.stop().await;
 }
 
 #[tokio::test]

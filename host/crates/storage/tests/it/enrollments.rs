@@ -186,7 +186,8 @@ pub(crate) async fn who_leaves_or_begins_anew_is_no_failing_push_any_more(databa
         database.enroll("A").await;
         database.enroll("B").await;
         let user = database.enroll_user("A", "jo").await;
-        let attempts = [id("A"), user, id("B")].map(|id| PushAttempt { id, failure: Some(failure.clone()) });
+        let attempts =
+            [(id("A"), 1), (user, 2), (id("B"), 1)].map(|(id, told)| PushAttempt { id, told_at: at(told), failure: Some(failure.clone()) });
         database.storage().record_pushes(&default(), attempts.to_vec(), at(10)).await.unwrap();
         assert_eq!(database.count_rows("push_failures").await, 3);
         if leaves {

@@ -102,7 +102,10 @@ cases! {
         a_device_that_was_moved_here_takes_its_first_certificate;
     push_failures:
         a_failure_is_told_once_for_each_reason_and_ends_with_a_push_that_goes_well,
-        a_dead_token_is_left_alone_until_the_device_tells_another;
+        a_dead_token_is_left_alone_until_the_device_tells_another,
+        what_is_said_of_a_token_that_was_left_behind_counts_for_nothing,
+        a_success_that_is_recorded_right_behind_a_failure_ends_it,
+        another_unknown_reason_is_told_too;
     renewal:
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
         until_the_token_update_behind_it_a_renewal_ends_no_certificate,
@@ -145,7 +148,8 @@ cases! {
         a_target_whose_device_comes_in_the_same_moment_has_its_end,
         a_renewed_certificate_brings_forward_what_it_can_push,
         what_became_of_a_mass_push_is_forgotten_after_a_week,
-        everyone_who_can_be_woken_is_found;
+        everyone_is_stored_page_by_page_over_a_restart,
+        what_broke_off_in_the_middle_can_be_asked_after;
     commands:
         commands_go_out_in_the_order_of_the_queue,
         a_higher_priority_goes_first,
@@ -224,6 +228,7 @@ cases! {
         expired_pairs_are_absent_and_cleared_away;
     push_certificates:
         storing_counts_versions_and_owns_the_topic,
+        who_stored_a_certificate_stands_in_the_audit,
         a_topic_that_no_device_uses_takes_the_place_of_none_unless_that_is_said,
         an_end_that_comes_nearer_is_told_once_for_each_of_its_days;
     audit:

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::time::Duration;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::CommandOptions;
-use wasmdm_storage::mass_pushes::{MassPush, NewMassPush};
+use wasmdm_storage::mass_pushes::{MassPush, NewMassPush, Targets};
 use wasmdm_storage::push_certificates::{StoreOutcome, StorePushCertificate};
 use wasmdm_storage::wakes::{NotWoken, Woken};
 
@@ -20,15 +20,15 @@ pub(crate) fn mass_push_at(push: &str, targets: &[&str], millis: i64) -> NewMass
         id: push.to_owned(),
         tenant: default(),
         origin: "api:test".to_owned(),
-        targets: targets.iter().map(|target| id(target)).collect(),
+        targets: Targets::These(targets.iter().map(|target| id(target)).collect()),
         per_second: 1,
         now: at(millis),
     }
 }
 
 async fn begin(database: &Database, push: &str, targets: &[&str]) -> Vec<String> {
-    let nobody = database.storage().begin_mass_push(mass_push(push, targets)).await.unwrap();
-    nobody.into_iter().map(|id| id.to_string()).collect()
+    let begun = database.storage().begin_mass_push(mass_push(push, targets)).await.unwrap();
+    begun.nobody.into_iter().map(|id| id.to_string()).collect()
 }
 
 async fn due(database: &Database, millis: i64) -> Vec<String> {
@@ -78,7 +78,8 @@ pub(crate) async fn each_target_is_woken_once_in_its_turn_and_its_end_is_kept(da
     assert_eq!(failures, [("BadDeviceToken".to_owned(), 1, 1), ("it is not enrolled".to_owned(), 1, 1)]);
     assert_eq!(due(database, 1_000 * MINUTE).await, Vec::<String>::new(), "nobody is told twice");
     assert_eq!(database.count_rows("wakes").await, 0);
-    assert_eq!(database.storage().recent_mass_pushes(&default(), 10).await.unwrap(), ["M"]);
+    let recent = database.storage().recent_mass_pushes(&default(), 10).await.unwrap();
+    assert_eq!(recent, [MassPush { failures: Vec::new(), ..progress(database, "M").await }]);
 }
 
 /// Those that were in flight are pushed to again, those whose end is known are not.
@@ -164,14 +165,56 @@ pub(crate) async fn what_became_of_a_mass_push_is_forgotten_after_a_week(databas
     assert_eq!(database.count_rows("mass_push_targets").await, 0);
 }
 
-pub(crate) async fn everyone_who_can_be_woken_is_found(database: &Database) {
+/// A million of them were held in memory, and whoever asked waited for all of them to be stored.
+pub(crate) async fn everyone_is_stored_page_by_page_over_a_restart(database: &Database) {
     database.enroll("A").await;
     database.enroll_user("A", "jo").await;
     database.authenticate("B", 1).await;
-    let all = database.storage().enrolled(&default()).await.unwrap();
-    assert_eq!(all, [id("A"), id("A:jo")]);
+    // As many as a page holds, twice, beside those two.
+    database
+        .meddle(
+            "INSERT INTO enrollments (id, tenant_id, kind, topic, state, generation, tally, re_enrolling, facts, url_params, decisions, push_magic, \
+             push_token, authenticated_at, enrolled_at, created_at, updated_at) \
+             WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 2000) \
+             SELECT printf('D%04d', n), tenant_id, kind, topic, state, 1, 1, 0, facts, url_params, decisions, push_magic, push_token, 0, 0, 0, 0 \
+             FROM numbers, enrollments WHERE id = 'A'",
+        )
+        .await;
+    let push = NewMassPush { targets: Targets::Everyone, per_second: 1000, ..mass_push("M", &[]) };
+    let begun = database.storage().begin_mass_push(push).await.unwrap();
+    assert!(begun.nobody.is_empty() && begun.broke_off.is_none());
+    let stored = async || (progress(database, "M").await.waiting, progress(database, "M").await.is_complete);
+    assert_eq!(stored().await, (1000, false));
+    database.restart().await;
+    let mut pages = Vec::new();
+    while database.storage().extend_mass_pushes(1000, at(0)).await.unwrap() {
+        pages.push(stored().await);
+    }
+    assert_eq!(pages, [(2000, false), (2002, true)]);
+    // Each has its turn behind those of the pages before.
+    assert_eq!(database.storage().next_wake(&id("A")).await.unwrap(), Some(at(0)));
+    assert_eq!(database.storage().next_wake(&id("D2000")).await.unwrap(), Some(at(2001)));
     let other = wasmdm_protocol::enrollment::TenantId::new("other");
     assert_eq!(database.storage().mass_push(&other, "M").await.unwrap(), None);
+    // Of the devices that were made up only what is pushed to is there.
+    database.meddle("DELETE FROM mass_push_targets; DELETE FROM wakes; DELETE FROM enrollments WHERE id LIKE 'D%'").await;
+}
+
+/// Whoever asked was told of an error only, and could not ask after those that were pushed to all the same.
+pub(crate) async fn what_broke_off_in_the_middle_can_be_asked_after(database: &Database) {
+    database.enroll("A").await;
+    database
+        .meddle(
+            "CREATE TRIGGER full BEFORE INSERT ON mass_push_targets WHEN NEW.enrollment_id = 'G1500' BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
+        )
+        .await;
+    let ghosts: Vec<String> = (0..2000).map(|number| format!("G{number}")).collect();
+    let targets: Vec<&str> = std::iter::once("A").chain(ghosts.iter().map(String::as_str)).collect();
+    let begun = database.storage().begin_mass_push(mass_push("M", &targets)).await.unwrap();
+    assert_eq!(begun.nobody.len(), 999);
+    assert!(begun.broke_off.is_some_and(|error| error.to_string().contains("full")));
+    assert_eq!(counts(database, "M").await, [1, 0, 999, 0]);
+    assert_eq!(due(database, 0).await, ["A"]);
 }
 
 /// The row that the report removed was written in the same group of the writer, so memory did not know that somebody had asked: the target

@@ -15,6 +15,7 @@ pub(crate) fn certificate(topic: &str, not_after: i64) -> StorePushCertificate {
         private_key_pem: "secret key".to_owned(),
         not_after: at(not_after),
         may_be_new: false,
+        actor: "api:test".to_owned(),
         now: at(0),
     }
 }
@@ -23,22 +24,35 @@ pub(crate) async fn storing_counts_versions_and_owns_the_topic(database: &Databa
     let storage = database.storage();
     let other = TenantId::new("other");
     storage.create_tenant(&other, at(0)).await.unwrap();
-    assert!(storage.push_certificate(TOPIC).await.unwrap().is_none());
+    assert!(storage.push_certificate(&default(), TOPIC).await.unwrap().is_none());
     assert_eq!(storage.certificate_owner(&[9; 32], TOPIC).await.unwrap(), CertificateOwner::Nobody { topic_owner: None });
     for version in 1..=2 {
         let (certificate, key) = (format!("certificate {version}"), format!("secret key {version}"));
         let store = StorePushCertificate { certificate_pem: certificate.clone(), private_key_pem: key.clone(), ..self::certificate(TOPIC, version) };
         assert!(!format!("{store:?}").contains("secret"));
         assert_eq!(storage.store_push_certificate(store).await.unwrap(), StoreOutcome::Stored);
-        let stored = storage.push_certificate(TOPIC).await.unwrap().unwrap();
+        let stored = storage.push_certificate(&default(), TOPIC).await.unwrap().unwrap();
         assert_eq!((stored.version, stored.certificate_pem.as_str(), stored.private_key_pem.as_str()), (version, &*certificate, &*key));
         assert_eq!(stored.not_after, at(version));
         assert!(!format!("{stored:?}").contains("secret"));
     }
+    assert!(storage.push_certificate(&other, TOPIC).await.unwrap().is_none(), "it is another tenant's");
     let refused = storage.store_push_certificate(StorePushCertificate { tenant: other, ..certificate(TOPIC, 9) }).await;
     assert!(matches!(refused, Err(StorageError::Invalid { field: "topic", .. })));
     let owner = storage.certificate_owner(&[9; 32], TOPIC).await.unwrap();
     assert_eq!(owner, CertificateOwner::Nobody { topic_owner: Some(default()) });
+}
+
+/// Who stores one can keep a whole fleet from being woken.
+pub(crate) async fn who_stored_a_certificate_stands_in_the_audit(database: &Database) {
+    let storage = database.storage();
+    database.enroll("A").await;
+    storage.store_push_certificate(certificate(TOPIC, 9)).await.unwrap();
+    storage.store_push_certificate(certificate(OTHER_TOPIC, 9)).await.unwrap();
+    let rows = storage.audit(&default(), 10).await.unwrap();
+    assert_eq!(rows.len(), 1, "what was refused changed nothing");
+    assert_eq!((rows[0].actor.as_str(), rows[0].action.as_str(), &rows[0].target, rows[0].at), ("api:test", "push-certificate.store", &None, at(0)));
+    assert_eq!(rows[0].detail, serde_json::json!({ "topic": TOPIC, "not_after": at(9).to_string() }));
 }
 
 /// Edge case 31. Who renews with another Apple account gets a certificate of another topic, and with it not one device could be woken.
@@ -49,7 +63,7 @@ pub(crate) async fn a_topic_that_no_device_uses_takes_the_place_of_none_unless_t
     database.enroll("A").await;
     let refused = storage.store_push_certificate(certificate(OTHER_TOPIC, 2)).await.unwrap();
     assert_eq!(refused, StoreOutcome::OtherTopicsInUse(vec![TopicUse { topic: TOPIC.to_owned(), channels: 1 }]));
-    assert!(storage.push_certificate(OTHER_TOPIC).await.unwrap().is_none());
+    assert!(storage.push_certificate(&default(), OTHER_TOPIC).await.unwrap().is_none());
     let owner = storage.certificate_owner(&[9; 32], OTHER_TOPIC).await.unwrap();
     assert_eq!(owner, CertificateOwner::Nobody { topic_owner: None });
     // The devices' own topic, a renewal, and what is said to be new.

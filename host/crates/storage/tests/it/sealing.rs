@@ -31,7 +31,7 @@ async fn assert_all_is_there(storage: &Storage) {
     let targets = storage.push_targets(&default(), &[id("A")]).await.unwrap();
     assert_eq!((targets[0].push_magic.as_str(), &*targets[0].token), ("secret-magic", &b"secret-push-token"[..]));
     assert!(storage.command_status(&default(), &id("A"), "C1").await.unwrap().unwrap().report.is_some());
-    assert_eq!(storage.push_certificate(TOPIC).await.unwrap().unwrap().private_key_pem, "k");
+    assert_eq!(storage.push_certificate(&default(), TOPIC).await.unwrap().unwrap().private_key_pem, "k");
     assert_eq!(storage.dead_letters(&default(), None, 10).await.unwrap()[0].error, "never");
     assert_eq!(storage.check().await.unwrap(), []);
 }

@@ -127,7 +127,7 @@ fn later(minutes: i64) -> CommandOptions {
     CommandOptions { not_before: Some(at(minutes * MINUTE)), ..pushed() }
 }
 
-/// A push for another command put the row off, and the later command left hours late, after pushes that could bring nothing.
+/// Edge case 36. A push for another command put the row off, and the later command left hours late, after pushes that could bring nothing.
 pub(crate) async fn a_later_command_wakes_its_device_in_time_whatever_is_pushed_before(database: &Database) {
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
@@ -148,7 +148,7 @@ pub(crate) async fn a_later_command_wakes_its_device_in_time_whatever_is_pushed_
     assert_eq!(due(database, 605 * MINUTE).await, ["A"]);
 }
 
-/// A command for a device that had not come for a day was tried again after six hours when Apple was busy once.
+/// Edge case 36. A command for a device that had not come for a day was tried again after six hours when Apple was busy once.
 pub(crate) async fn a_new_command_does_not_inherit_how_long_the_device_was_silent(database: &Database) {
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
@@ -260,7 +260,7 @@ pub(crate) async fn a_push_that_began_earlier_does_not_answer_what_was_asked_for
     assert_eq!(due(database, 200).await, Vec::<String>::new());
 }
 
-/// The device had come during the push, and deferred; the push put its next one off to a quarter of an hour.
+/// Edge case 36. The device had come during the push, and deferred; the push put its next one off to a quarter of an hour.
 pub(crate) async fn a_session_that_ends_during_a_push_keeps_its_schedule(database: &Database) {
     database.enroll("A").await;
     database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;

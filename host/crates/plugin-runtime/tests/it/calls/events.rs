@@ -9,9 +9,10 @@ use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock as _;
 use wasmdm_service::subscriber::Delivered;
 use wasmdm_storage::effects::{Applied, DecisionEffects, PluginEffects, TimerChange};
+use wasmdm_storage::enrollments::TokenUpdate;
 use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
 
-use super::setup::Server;
+use super::setup::{Server, candidate};
 
 const ME: &str = "plugin:misbehaving";
 
@@ -233,8 +234,24 @@ async fn whom_a_plugin_wakes_is_woken_after_its_call_and_it_sees_why_a_push_fail
     let server = Server::start().await;
     server.enroll("D").await;
     let (tenant, id, now) = (TenantId::default(), EnrollmentId::new("D"), server.clock.now());
+    let candidate = candidate("D");
+    let update = TokenUpdate {
+        tenant: tenant.clone(),
+        identity: candidate.certificate.identity,
+        enrollment: candidate.enrollment,
+        facts: candidate.facts,
+        topic: candidate.topic,
+        push_magic: "magic".to_owned(),
+        token: "token".into(),
+        unlock_token: None,
+        awaiting_configuration: None,
+        raw: "raw".into(),
+        document: candidate.message,
+        now,
+    };
+    server.storage.token_update(update).await.unwrap();
     let failure = PushFailure { code: "BadDeviceToken".to_owned(), detail: "told".to_owned(), fault: "device", token_is_dead: false };
-    let attempt = PushAttempt { id: id.clone(), failure: Some(failure) };
+    let attempt = PushAttempt { id: id.clone(), told_at: now, failure: Some(failure) };
     server.storage.record_pushes(&tenant, vec![attempt], now).await.unwrap();
     server.activate([server.named("misbehaving", &json!({ "behave": "push" }), |_| ())]);
     let event = server.event("enrollment.enrolled", "D").await;
