@@ -286,7 +286,7 @@ async fn who_was_turned_away_stays_out_whatever_the_device_sends() {
     let given = OwnedAnswer::Given;
     let challenge = || given(UserVerdict::Challenge("prove it".to_owned()));
     // Before the user has a channel, and when there is one.
-    for _ in 0..2 {
+    for has_channel in [false, true] {
         for (first, second) in [
             (given(UserVerdict::Decline), None),
             (challenge(), None),
@@ -299,18 +299,15 @@ async fn who_was_turned_away_stays_out_whatever_the_device_sends() {
             if let Some(second) = second {
                 log_in(Some("d"), second).await;
             }
-            let messages = [
-                user.token_update(),
-                user.idle(),
-                user.report("Acknowledged", "U1"),
-                user.declarative_management("tokens", None),
-                user.get_token("t"),
-            ];
+            let messages = [user.token_update(), user.report("Acknowledged", "U1"), user.declarative_management("tokens", None), user.get_token("t")];
             for message in messages {
                 let refused = stage.send(&user, message.unwrap()).await;
                 // Before there is a channel, a report is refused because of that.
                 assert!(matches!(refused, Err(Refusal::BadRequest { .. })), "{refused:?}");
             }
+            // For whom there is no channel there is nothing to refuse.
+            let polled = stage.send(&user, user.idle().unwrap()).await;
+            assert_eq!(polled.is_err(), has_channel, "{polled:?}");
             assert_eq!(stage.send(&device, device.idle().unwrap()).await, Ok(Reply::Empty), "the device is as before");
             assert_eq!(stage.send(&device, device.set_bootstrap_token(Some(b"b")).unwrap()).await, Ok(Reply::Empty));
         }
