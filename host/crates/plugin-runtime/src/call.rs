@@ -732,7 +732,7 @@ impl LinkedPlugin {
     }
 
     fn measure(&self, hook: Hook, called: &Called) {
-        let metrics = self.shared.metrics.of(&self.shared.identity.name, hook);
+        let metrics = self.metrics(hook);
         match called.outcome.label() {
             "ok" => metrics.ok.increment(1),
             outcome => {

@@ -6,6 +6,9 @@ use metrics::{Counter, Histogram, counter, histogram};
 
 use crate::hook::Hook;
 
+/// The series of decisions.
+pub(crate) const DECISIONS: &str = "wasmdm_plugin_decisions_total";
+
 /// The series of a plugin's hooks.
 #[derive(Default)]
 pub(crate) struct CallMetrics {
@@ -22,6 +25,8 @@ pub(crate) struct HookMetrics {
     pub(crate) cpu_seconds: Histogram,
     pub(crate) peak_memory: Histogram,
     pub(crate) host_calls: Counter,
+    /// Decisions to allow that counted; the others are rare.
+    allowed: OnceLock<Counter>,
 }
 
 impl CallMetrics {
@@ -40,7 +45,14 @@ impl HookMetrics {
             cpu_seconds: histogram!("wasmdm_plugin_call_cpu_seconds", "plugin" => plugin(), "hook" => hook),
             peak_memory: histogram!("wasmdm_plugin_peak_memory_bytes", "plugin" => plugin()),
             host_calls: counter!("wasmdm_plugin_host_calls_total", "plugin" => plugin()),
+            allowed: OnceLock::new(),
         }
+    }
+
+    /// A decision to allow that counts.
+    pub(crate) fn allowed(&self, plugin: &str, hook: Hook) {
+        let series = || counter!(DECISIONS, "plugin" => plugin.to_owned(), "hook" => hook.as_str(), "verdict" => "allow", "mode" => "enforce");
+        self.allowed.get_or_init(series).increment(1);
     }
 }
 

@@ -12,6 +12,7 @@ use wasmdm_storage::effects::DecisionEffects;
 
 use crate::audit_rates::AuditRates;
 use crate::call::{Answer, Called, Decision, Outcome, Request};
+use crate::call_metrics::{DECISIONS, HookMetrics};
 use crate::contract;
 use crate::effective::{Mode, OnFailure};
 use crate::hook::Hook;
@@ -88,6 +89,8 @@ struct Speaker<'a> {
     generation: u64,
     monitored: bool,
     call: &'a str,
+    /// Of a plugin that is there.
+    metrics: Option<&'a HookMetrics>,
 }
 
 impl Chain<'_> {
@@ -103,6 +106,7 @@ impl Chain<'_> {
             generation: identity.generation,
             monitored,
             call: &called.id,
+            metrics: Some(plugin.metrics(HOOK)),
         };
         let decision = match called.outcome {
             Outcome::Answered(Answer::Decision(decision)) => decision,
@@ -148,7 +152,7 @@ impl Chain<'_> {
     /// A required plugin that is not there.
     fn missed(&mut self, missing: &Missing) -> Option<Verdict> {
         let on_failure = missing.on_failure(&self.candidate.tenant, HOOK)?;
-        let speaker = Speaker { name: &missing.name, version: "", digest: "", generation: 0, monitored: false, call: "" };
+        let speaker = Speaker { name: &missing.name, version: "", digest: "", generation: 0, monitored: false, call: "", metrics: None };
         self.record(&speaker, "failure", Some(&format!("missing: {}", missing.reason)));
         metrics::counter!("wasmdm_plugin_calls_total", "plugin" => missing.name.clone(), "hook" => HOOK.as_str(), "outcome" => "missing")
             .increment(1);
@@ -179,10 +183,13 @@ impl Chain<'_> {
                 decision.insert(String::from("mode"), json!(Mode::Monitor.as_str()));
             }
         }
-        metrics::counter!("wasmdm_plugin_decisions_total",
-            "plugin" => speaker.name.to_owned(), "hook" => HOOK.as_str(), "verdict" => verdict.to_owned(),
-            "mode" => if speaker.monitored { "monitor" } else { "enforce" })
-        .increment(1);
+        match speaker.metrics.filter(|_| verdict == "allow" && !speaker.monitored) {
+            Some(metrics) => metrics.allowed(speaker.name, HOOK),
+            None => metrics::counter!(DECISIONS,
+                "plugin" => speaker.name.to_owned(), "hook" => HOOK.as_str(), "verdict" => verdict.to_owned(),
+                "mode" => if speaker.monitored { "monitor" } else { "enforce" })
+            .increment(1),
+        }
         if matches!(verdict, "deny" | "quarantine" | "failure") {
             self.audit_row(speaker, verdict, &decision);
         }

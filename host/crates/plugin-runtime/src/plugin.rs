@@ -10,7 +10,7 @@ use wasmtime::component::{Component, InstancePre};
 
 use crate::bindings::exports::wasmdm::plugin as exports;
 use crate::call::{Observations, Outcome, Request, Sandbox};
-use crate::call_metrics::CallMetrics;
+use crate::call_metrics::{CallMetrics, HookMetrics};
 use crate::circuit_breaker::CircuitBreakers;
 use crate::effective::{Effective, Settings};
 use crate::hook::{CONTRACT_VERSION, Hook, Owned, PACKAGE};
@@ -259,6 +259,11 @@ impl LinkedPlugin {
             Owned::Token(service) => self.effective().token_services.contains(service),
         };
         has && self.answers(tenant, owned.hook())
+    }
+
+    /// What is counted of the hook.
+    pub(crate) fn metrics(&self, hook: Hook) -> &HookMetrics {
+        self.shared.metrics.of(&self.shared.identity.name, hook)
     }
 
     /// Its circuit breakers.

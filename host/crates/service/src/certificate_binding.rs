@@ -112,9 +112,10 @@ impl<S: Service> CertificateBinding<S> {
         Ok(())
     }
 
-    /// Whether the time of the renewal goes on. A device that came to nothing with it and has kept its certificate is as before when it is over.
+    /// Whether the renewal goes on. A device that came to nothing with it and has kept its certificate is as before: when its time is over, or
+    /// when it has said so by a TokenUpdate.
     async fn is_renewing(&self, device: &EnrollmentId) -> Result<bool, Refusal> {
-        Ok(self.storage.enrollment(device).await?.is_some_and(|record| record.is_in_renewal(self.clock.now())))
+        Ok(self.storage.enrollment(device).await?.is_some_and(|record| record.renewing && record.is_in_renewal(self.clock.now())))
     }
 
     async fn bound(&self, binding: &Binding) -> Result<Option<Enrollment>, Refusal> {

@@ -320,14 +320,14 @@ pub(crate) enum Settled {
         /// The fingerprint of the one that has ended.
         previous: String,
     },
-    /// The device goes on with the certificate that it had.
+    /// The device goes on with the certificate that it had, at least for now.
     FellBack,
 }
 
 const SELECT_NOT_REPLACED: &str =
     "SELECT identity, sha256, pending FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0 ORDER BY pending";
 
-/// The device signed a TokenUpdate with that certificate: of the two that a renewal knows, it stays and the other one ends.
+/// The device signed a TokenUpdate with that certificate: of the two that a renewal knows, the new one ends the other.
 pub(crate) async fn settle(tx: &mut Tx, id: &EnrollmentId, identity: &[u8; 32], now: Timestamp) -> Result<Settled, StorageError> {
     let rows = tx.all(SELECT_NOT_REPLACED, args![id.as_str()]).await?;
     let [own, incoming] = rows.as_slice() else { return Ok(Settled::Nothing) };
@@ -335,12 +335,20 @@ pub(crate) async fn settle(tx: &mut Tx, id: &EnrollmentId, identity: &[u8; 32], 
     let settled = if incoming.text(0)? == identity {
         Settled::Renewed { previous: own.text(1)? }
     } else if own.text(0)? == identity {
-        Settled::FellBack
+        // It may have been on its way since before the renewal: the other certificate may still be what the device goes on with.
+        return Ok(Settled::FellBack);
     } else {
         return Ok(Settled::Nothing);
     };
     replace_bindings(tx, id, &identity, now).await?;
     Ok(settled)
+}
+
+const IS_INCOMING: &str = "SELECT 1 FROM certificate_bindings WHERE identity = ? AND enrollment_id = ? AND replaced = 0 AND pending = 1";
+
+/// Whether a renewal has brought that certificate, and no TokenUpdate has come with it yet.
+pub(crate) async fn is_incoming(tx: &mut Tx, id: &EnrollmentId, identity: &[u8; 32]) -> Result<bool, StorageError> {
+    Ok(tx.one(IS_INCOMING, args![hex(identity), id.as_str()]).await?.is_some())
 }
 
 const HAS_OWN: &str = "SELECT 1 FROM certificate_bindings WHERE enrollment_id = ? AND replaced = 0 AND pending = 0";

@@ -856,6 +856,10 @@ async fn not_now(tx: &mut Tx, input: &ReportInput, row: &Row) -> Result<Recorded
         // It does not keep the command.
         renewal_fails(tx, &row.enrollment, &row.uuid).await?;
     }
+    if row.request_type == ERASE {
+        // It goes out again before anything is wiped.
+        erase_fails(tx, &row.enrollment, &row.uuid).await?;
+    }
     emit_row(tx, row, "command.not-now", Status::NotNow.as_str(), Some(input), &Cause::default(), input.now).await?;
     Ok(Recorded::NotNow)
 }

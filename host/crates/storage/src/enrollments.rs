@@ -2,7 +2,7 @@
 
 use crate::audit::{self, AuditRow};
 use crate::certificate_bindings::{
-    Binding, SELECT_BINDING, Settled, Standing, bind, binding, forget_incoming, has_own, hex, renewed, replace_bindings, settle,
+    Binding, SELECT_BINDING, Settled, Standing, bind, binding, forget_incoming, has_own, hex, is_incoming, renewed, replace_bindings, settle,
 };
 use crate::commands::{clear_queue, forget_idempotency_keys};
 use crate::device_messages::heard;
@@ -341,6 +341,7 @@ const CLOSE_RENEWAL_OF: &str = "UPDATE enrollments SET renewal_until = NULL, ren
     AND id = (SELECT COALESCE(parent_id, id) FROM enrollments WHERE id = ?)";
 // Its time goes on: the device may try again.
 const PUT_RENEWAL_OFF: &str = "UPDATE enrollments SET renewing = 0 WHERE id = ?";
+const RESUME_RENEWAL: &str = "UPDATE enrollments SET renewing = 1 WHERE id = ?";
 const CLOSE_RENEWAL: &str = "UPDATE enrollments SET renewal_until = NULL, renewal_command_uuid = NULL, renewing = 0 WHERE id = ?";
 const UPSERT_MESSAGE: &str = "INSERT INTO enrollment_messages (tenant_id, enrollment_id, message_type, raw, received_at) VALUES (?, ?, ?, ?, ?) \
     ON CONFLICT (enrollment_id, message_type) DO UPDATE SET raw = excluded.raw, received_at = excluded.received_at";
@@ -637,7 +638,13 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
         return refused("its topic is not that of its Authenticate");
     }
 
-    let renewing = enrollment.parent.is_none() && row.flag(12)?;
+    let is_device = enrollment.parent.is_none();
+    // A TokenUpdate that was signed before has put it off, and now comes the one that was waited for.
+    let is_resumed = is_device && !row.flag(12)? && row.count(4)? > 0 && is_incoming(tx, id, &message.identity).await?;
+    if is_resumed {
+        tx.run(RESUME_RENEWAL, args![id.as_str()]).await?;
+    }
+    let renewing = is_device && (row.flag(12)? || is_resumed);
     let settled = if renewing { settle(tx, id, &message.identity, *now).await? } else { Settled::Nothing };
     if settled == Settled::FellBack {
         tx.run(PUT_RENEWAL_OFF, args![id.as_str()]).await?;
@@ -674,8 +681,10 @@ async fn token_update(tx: &mut Tx, message: &TokenUpdate) -> Result<TokenUpdated
     ];
     let enrolled = and_message(tx, enrolled, tenant, id, "TokenUpdate", &message.raw, *now)?;
     tx.run(&STORE_TOKEN_UPDATE, enrolled).await?;
+    // Apple may have missed the very same token for a while.
+    let was_failing = tx.is_push_failing(id);
     push_failures::forget(tx, id).await?;
-    if tally == 1 || rotated {
+    if tally == 1 || rotated || was_failing {
         wakes::can_be_woken(tx, tenant, id, *now).await?;
     }
     if let Some(token) = message.unlock_token.as_ref().filter(|_| may_have_unlock_token(enrollment.kind)) {

@@ -56,6 +56,8 @@ pub struct EnrollmentRecord {
     pub re_enrolling: bool,
     /// Until then an Authenticate is the renewal of the identity that a command asked for; of a device that is being wiped none is. Not in events.
     pub renewal_until: Option<Timestamp>,
+    /// A renewal has brought a certificate, and the TokenUpdate that decides about it has not come. Not in events.
+    pub renewing: bool,
     /// Its last message; behind by at most the interval of the flush when another process reads it.
     pub last_seen: Option<Timestamp>,
     /// The contract's `facts`: device facts, `tags`, `url_params`, `state`, `last_seen`, `certificate`.
@@ -286,7 +288,7 @@ macro_rules! select_record {
         concat!(
             "SELECT e.id, e.tenant_id, e.parent_id, e.kind, e.topic, e.state, e.quarantined_by, e.facts, e.url_params, p.last_seen_at, ",
             "b.sha256, b.subject, b.issuer, b.not_before, b.not_after, e.re_enrolling, ",
-            "CASE WHEN e.erase_command_uuid IS NULL THEN e.renewal_until END FROM enrollments e ",
+            "CASE WHEN e.erase_command_uuid IS NULL THEN e.renewal_until END, e.renewing FROM enrollments e ",
             "LEFT JOIN enrollment_presence p ON p.enrollment_id = e.id ",
             "LEFT JOIN certificate_bindings b ON b.enrollment_id = COALESCE(e.parent_id, e.id) AND b.replaced = 0 AND b.pending = 0 ",
             $rest
@@ -399,6 +401,7 @@ async fn from_row(db: &mut Db<'_>, row: &Row, seen: Option<Timestamp>) -> Result
         quarantined_by: row.opt_text(6)?,
         re_enrolling: row.flag(15)?,
         renewal_until: row.opt_time(16)?,
+        renewing: row.flag(17)?,
         last_seen,
         facts: Value::Object(facts),
         id,
@@ -439,6 +442,7 @@ fn from_stored(tenant: &TenantId, mut stored: Value) -> Result<EnrollmentRecord,
         quarantined_by: text("quarantined_by"),
         re_enrolling: false,
         renewal_until: None,
+        renewing: false,
         last_seen: stored.get("last_seen").and_then(Value::as_i64).map(Timestamp::from_millis),
         facts: stored.get_mut("facts").map_or(Value::Object(Map::new()), Value::take),
     })

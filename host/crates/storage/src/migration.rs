@@ -13,7 +13,7 @@ use crate::events::{Cause, EnrollmentState, state};
 use crate::keyring::Keyring;
 use crate::sql::{Columns, Row, args};
 use crate::writer::{Class, Outcome, Tx};
-use crate::{Storage, StorageError, sealed};
+use crate::{Storage, StorageError, push_failures, sealed, wakes};
 use bytes::Bytes;
 use serde_json::json;
 use std::sync::Arc;
@@ -235,6 +235,8 @@ async fn enroll(tx: &mut Tx, message: &CheckInMessage, update: &TokenUpdate, now
     )
     .await?;
     store_message(tx, &tenant, id, "TokenUpdate", &message.raw, now).await?;
+    push_failures::forget(tx, id).await?;
+    wakes::can_be_woken(tx, &tenant, id, now).await?;
     if let Some(token) = update.unlock_token.as_ref().filter(|_| may_have_unlock_token(message.enrollment.kind)) {
         upsert_token(tx, &tenant, id, UNLOCK_TOKEN, token, now).await?;
     }

@@ -233,7 +233,9 @@ impl Storage {
         let mut targets = Vec::with_capacity(ids.len());
         for (place, id) in ids.iter().enumerate() {
             if place % TURN == TURN - 1 {
+                drop(reader);
                 tokio::task::yield_now().await;
+                reader = self.quick_reader()?;
             }
             let Some(row) = reader.db().one(SELECT_TARGET, args![id.as_str(), tenant.as_str()]).await? else {
                 continue;

@@ -160,9 +160,10 @@ pub(crate) const SELECT_ALL: &str = "SELECT enrollment_id FROM wakes";
 pub(crate) const SELECT_DUE: &str = "SELECT tenant_id, enrollment_id, asked FROM wakes WHERE due_at <= ? ORDER BY due_at LIMIT ?";
 const SELECT_OF: &str = "SELECT due_at, asked, deferrals, unanswered, failures, wanted_in FROM wakes WHERE enrollment_id = ?";
 const IS_ENROLLED: &str = "SELECT 1 FROM enrollments WHERE id = ? AND state = 'enrolled'";
-// When the first of its commands may go out; NULL without any. Somebody who left is not woken.
+// When the first of the commands that its device is to be woken for may go out; NULL without any. Somebody who left is not woken, and for a
+// command that was queued without a push only a device that has begun with it.
 const SELECT_SENDABLE: &str = "SELECT MIN(COALESCE(q.not_before, 0)) FROM enrollments e JOIN command_queue q \
-    ON q.enrollment_id = e.id AND q.is_open = 1 WHERE e.id = ? AND e.state = 'enrolled'";
+    ON q.enrollment_id = e.id AND q.is_open = 1 AND (q.wants_push = 1 OR q.state IN ('not-now', 'sent')) WHERE e.id = ? AND e.state = 'enrolled'";
 const SELECT_LATER: &str = "SELECT MIN(not_before) FROM command_queue WHERE enrollment_id = ? AND is_open = 1 AND wants_push = 1 AND not_before > ?";
 const TAKE: &str = "UPDATE wakes SET due_at = ?, taken = 1, updated_at = ? WHERE enrollment_id = ?";
 const FREE: &str = "UPDATE wakes SET due_at = CASE WHEN taken = 1 OR updated_at > ? THEN ? ELSE due_at END, taken = 0, wanted_in = 0";
@@ -191,6 +192,8 @@ const SELECT_OF_DEVICE: &str =
     "SELECT w.enrollment_id, w.asked FROM wakes w JOIN enrollments e ON e.id = w.enrollment_id WHERE e.id = ? OR e.parent_id = ?";
 const ADVANCE_TOPIC: &str = "UPDATE wakes SET due_at = ?, failures = 0, updated_at = ? \
     WHERE failures > 0 AND taken = 0 AND due_at > ? AND enrollment_id IN (SELECT id FROM enrollments WHERE topic = ? AND state = 'enrolled')";
+
+const WANT_TAKEN: &str = "UPDATE wakes SET wanted_in = ? WHERE taken = 1 AND enrollment_id IN (SELECT id FROM enrollments WHERE topic = ?)";
 
 /// How long after the first of such a kind, and after the second, and so on.
 fn interval(doublings: i64) -> Duration {
@@ -232,6 +235,7 @@ pub(crate) async fn session_ended(tx: &mut Tx, tenant: &TenantId, id: &Enrollmen
     };
     // The push that somebody asked for is not what the device came for.
     let due = if row.asked { row.due_at.min(now.plus(wait)) } else { now.plus(wait) };
+    let due = earlier(tx, id, due, now).await?;
     // A push that is under way now has nothing to say of this.
     let wanted_in = tx.number();
     change(tx, id, &Row { due_at: due, deferrals, unanswered: 0, failures: 0, wanted_in, ..row }, now).await
@@ -274,6 +278,9 @@ pub(crate) async fn can_be_woken(tx: &mut Tx, tenant: &TenantId, id: &Enrollment
 
 /// The topic has a certificate with which it was not pushed before: what could not be pushed is tried again.
 pub(crate) async fn topic_can_be_pushed(tx: &mut Tx, topic: &str, now: Timestamp) -> Result<(), StorageError> {
+    // Those that are pushed to at this moment may still be with the one before.
+    let number = tx.number();
+    tx.run(WANT_TAKEN, args![number, topic]).await?;
     if tx.run(ADVANCE_TOPIC, args![now.as_millis(), now.as_millis(), now.as_millis(), topic]).await? > 0 {
         tx.after_commit(Change::WakesDue);
     }
@@ -356,18 +363,16 @@ async fn record(tx: &mut Tx, woken: &Woken, known: Known, now: Timestamp) -> Res
 async fn owe(tx: &mut Tx, woken: &Woken, now: Timestamp) -> Result<(), StorageError> {
     let id = &woken.enrollment;
     let Err(NotWoken { retry_after: Some(wait), .. }) = woken.result else { return Ok(()) };
-    if sendable(tx, id).await?.is_none_or(|at| at > now) {
-        return Ok(());
-    }
-    let Some(tenant) = tx.one(SELECT_TENANT, args![id.as_str()]).await? else { return Ok(()) };
+    let Some(tenant) = tx.one(SELECT_WAITING, args![id.as_str(), now.as_millis()]).await? else { return Ok(()) };
     let due = now.plus(wait.max(interval(0)).min(LONGEST));
-    let args = args![id.as_str(), tenant.text(0)?, due.as_millis(), 0_i64, 0_i64, 1_i64, 0_i64, now.as_millis()];
-    tx.run(INSERT, args).await?;
+    wanted(tx, &TenantId::new(tenant.text(0)?), id, due, true, now).await?;
     tx.after_commit(Change::Wake(id.clone(), WakeState::Waits));
     Ok(())
 }
 
-const SELECT_TENANT: &str = "SELECT tenant_id FROM enrollments WHERE id = ?";
+// Whose, if any command could go out.
+const SELECT_WAITING: &str = "SELECT e.tenant_id FROM enrollments e WHERE e.id = ? AND e.state = 'enrolled' AND EXISTS \
+    (SELECT 1 FROM command_queue q WHERE q.enrollment_id = e.id AND q.is_open = 1 AND COALESCE(q.not_before, 0) <= ?)";
 
 async fn wanted(tx: &mut Tx, tenant: &TenantId, id: &EnrollmentId, due: Timestamp, asked: bool, now: Timestamp) -> Result<(), StorageError> {
     let number = tx.number();

@@ -110,6 +110,7 @@ cases! {
         an_authenticate_that_a_command_asked_for_is_a_renewal_and_keeps_everything,
         until_the_token_update_behind_it_a_renewal_ends_no_certificate,
         a_device_that_falls_back_from_a_renewal_has_its_certificate_and_may_try_again,
+        a_token_update_that_was_late_does_not_end_the_new_certificate,
         whatever_happens_within_a_renewal_one_certificate_stays,
         what_may_be_no_renewal_is_none_within_the_day_either,
         any_other_authenticate_begins_anew,
@@ -136,6 +137,9 @@ cases! {
         a_new_command_does_not_inherit_how_long_the_device_was_silent,
         a_token_that_is_new_is_pushed_to_at_once_if_commands_wait,
         a_push_of_its_own_that_fails_is_made_again_if_commands_wait,
+        nobody_is_woken_for_what_was_queued_without_a_push,
+        a_deferral_does_not_forget_a_later_command,
+        the_same_token_told_again_is_pushed_to_at_once_if_apple_had_missed_it,
         rows_that_nobody_needs_do_not_hold_up_the_others,
         what_a_wrong_clock_put_off_is_due_after_a_restart;
     mass_pushes:

@@ -108,7 +108,7 @@ pub(crate) async fn a_device_that_falls_back_from_a_renewal_has_its_certificate_
     // Who was wiped would not have the old certificate any more.
     update.awaiting_configuration = Some(true);
     assert_eq!(database.storage().token_update(update).await.unwrap(), TokenUpdated::Stored { tally: 2 });
-    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Own), None]);
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Outgoing), Some(Standing::Incoming)]);
     assert!(kept_everything(database).await);
 
     assert_eq!(database.try_authenticate(authenticate("A", "A2", 32)).await, Authenticated::Renewed, "the day is not over");
@@ -120,6 +120,19 @@ pub(crate) async fn a_device_that_falls_back_from_a_renewal_has_its_certificate_
     let done = database.try_authenticate(authenticate("A", "A3", 60)).await;
     assert_eq!(done, Authenticated::Stored { re_enrolling: true }, "it is over");
     assert_eq!(standings(database, ["A", "A3"]).await, [Some(Standing::Replaced), Some(Standing::Own)]);
+}
+
+/// Edge case 19. A TokenUpdate that was signed before had been on its way, and ended the certificate that the device went on with: every later
+/// message was refused.
+pub(crate) async fn a_token_update_that_was_late_does_not_end_the_new_certificate(database: &Database) {
+    renewing(database).await;
+    assert_eq!(database.try_authenticate(authenticate("A", "A2", 30)).await, Authenticated::Renewed);
+    database.storage().token_update(token_update_by("A", 31)).await.unwrap();
+    database.storage().token_update(token_update_by("A2", 32)).await.unwrap();
+    assert_eq!(standings(database, ["A", "A2"]).await, [Some(Standing::Replaced), Some(Standing::Own)]);
+    assert!(kept_everything(database).await);
+    let done = database.try_authenticate(authenticate("A", "A3", 60)).await;
+    assert_eq!(done, Authenticated::Stored { re_enrolling: true }, "it is over");
 }
 
 /// Edge case 19. A device that begins anew, or whose system renews its identity, in the middle of a renewal has one certificate in the end.

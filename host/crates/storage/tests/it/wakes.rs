@@ -3,6 +3,7 @@ use bytes::Bytes;
 use std::time::Duration;
 use wasmdm_protocol::report::Status;
 use wasmdm_storage::commands::{CommandOptions, Enqueue};
+use wasmdm_storage::push_failures::{PushAttempt, PushFailure};
 use wasmdm_storage::wakes::{NotWoken, Woken};
 
 use crate::mass_pushes::mass_push_at;
@@ -273,4 +274,46 @@ pub(crate) async fn a_session_that_ends_during_a_push_keeps_its_schedule(databas
     let woken = Woken { enrollment: id("A"), result: Ok("apns-id".to_owned()) };
     storage.woken(vec![woken], began, at(40)).await.unwrap();
     assert_eq!(next_in(database, "A", 30).await, Some(1));
+}
+
+/// A mass push once, and a command without a push was pushed for every six hours without end.
+pub(crate) async fn nobody_is_woken_for_what_was_queued_without_a_push(database: &Database) {
+    database.enroll("A").await;
+    database.queue("A", "C1").await;
+    database.storage().begin_mass_push(mass_push_at("M", &["A"], 0)).await.unwrap();
+    assert_eq!(due(database, 0).await, ["A"]);
+    woken(database, "A", 1).await;
+    assert_eq!(due(database, 1_000 * MINUTE).await, Vec::<String>::new());
+    assert_eq!(database.count_rows("wakes").await, 0);
+}
+
+/// Edge case 36. A session that deferred another command put the promise of the later one off by hours.
+pub(crate) async fn a_deferral_does_not_forget_a_later_command(database: &Database) {
+    database.enroll("A").await;
+    database.queue("A", "C1").await;
+    for number in 0..8 {
+        database.queue("A", &format!("D{number}")).await;
+        assert_eq!(database.poll("A").await.as_deref(), Some("C1"));
+        database.report("A", "C1", Status::NotNow).await;
+        if number == 7 {
+            database.queue_with("A", "LATER", "DeviceLock", later(30), "api:test").await;
+        }
+        database.report("A", &format!("D{number}"), Status::Acknowledged).await;
+    }
+    assert_eq!(due(database, 30 * MINUTE).await, ["A"]);
+}
+
+/// Edge case 51. The token was alive again, and the commands waited for hours as if it were not.
+pub(crate) async fn the_same_token_told_again_is_pushed_to_at_once_if_apple_had_missed_it(database: &Database) {
+    database.enroll("A").await;
+    database.queue_with("A", "C1", "DeviceInformation", pushed(), "api:test").await;
+    let failure = PushFailure { code: "Unregistered".to_owned(), detail: "gone".to_owned(), fault: "device", token_is_dead: true };
+    let attempt = PushAttempt { id: id("A"), told_at: at(1), failure: Some(failure) };
+    database.storage().record_pushes(&default(), vec![attempt], at(100)).await.unwrap();
+    for _ in 0..6 {
+        not_woken(database, "A", "Unregistered", None, 100).await;
+    }
+    assert_eq!(due(database, 60 * MINUTE).await, Vec::<String>::new());
+    database.token_update("A", 60 * MINUTE).await;
+    assert_eq!(due(database, 60 * MINUTE).await, ["A"]);
 }
