@@ -7,14 +7,15 @@
 mod coalescing;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream, Stream};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::warn;
-use wasmdm_apns::{Apns, ClientCertificate, Fault, Notification, Outcome, Retry};
+use wasmdm_apns::{Apns, ClientCertificate, Failure, Fault, Notification, Outcome, Retry};
 use wasmdm_protocol::enrollment::{EnrollmentId, TenantId};
 use wasmdm_service::clock::Clock;
 use wasmdm_service::pusher::{Pushed, Pusher};
@@ -38,7 +39,7 @@ const TOGETHER: usize = 100;
 pub struct PushLimits {
     /// One, from the first attempt to connect to the answer.
     pub push: Duration,
-    /// A whole call, with all its attempts; what is not answered by then failed for now.
+    /// A whole call, with all its attempts; what is not sent or not answered by then failed for now.
     pub call: Duration,
 }
 
@@ -147,7 +148,7 @@ impl ApplePush {
     }
 
     fn push_all<'a>(&'a self, tenant: &'a TenantId, prepared: Vec<Prepared>) -> impl Stream<Item = Vec<Pushed>> + 'a {
-        let deadline = tokio::time::Instant::now() + self.limit;
+        let deadline = Instant::now() + self.limit;
         stream::iter(prepared.into_iter().enumerate())
             .map(move |(place, ready)| self.push_at(place, ready, deadline))
             .buffer_unordered(AT_ONCE)
@@ -156,15 +157,29 @@ impl ApplePush {
     }
 
     /// What became of the push at that place, and what is to be kept of it.
-    async fn push_at(&self, place: usize, ready: Prepared, deadline: tokio::time::Instant) -> (Pushed, Option<PushAttempt>) {
+    async fn push_at(&self, place: usize, ready: Prepared, deadline: Instant) -> (Pushed, Option<PushAttempt>) {
         let Some((target, certificate)) = ready else {
             return (Pushed { place, result: Err(NotWoken::new("push data missing for id: it is not enrolled")) }, None);
         };
-        let push = self.coalescing.push(&target.id, self.push_one(&target, &certificate));
-        let (result, failure) = tokio::time::timeout_at(deadline, push).await.unwrap_or_else(|_| {
-            let detail = format!("not sent within {:?}", self.limit);
-            let failure = PushFailure { code: "not-sent".to_owned(), detail: detail.clone(), fault: "service", token_is_dead: false };
-            (Err(NotWoken { reason: detail, retry_after: Some(SHORT) }), Some(failure))
+        // What this push had of the call's time, once its turn had come.
+        let remaining = OnceLock::new();
+        let push = self.coalescing.push(&target.id, async {
+            remaining.get_or_init(|| deadline.saturating_duration_since(Instant::now()));
+            self.push_one(&target, &certificate).await
+        });
+        let (result, failure) = tokio::time::timeout_at(deadline, push).await.unwrap_or_else(|_| match remaining.get() {
+            Some(remaining) => {
+                // In whole seconds, so that those that fail together are counted together. The device may have been woken.
+                let limit = Duration::from_secs(remaining.as_secs() + u64::from(remaining.subsec_nanos() > 0));
+                let outcome = Outcome::Failed(Failure::TimedOut { limit, sent: true });
+                metrics::counter!("wasmdm_pushes_total", "outcome" => outcome.code()).increment(1);
+                judge(&outcome, &target)
+            }
+            None => {
+                let detail = format!("not sent within {:?}", self.limit);
+                let failure = PushFailure { code: "not-sent".to_owned(), detail: detail.clone(), fault: "service", token_is_dead: false };
+                (Err(NotWoken { reason: detail, retry_after: Some(SHORT) }), Some(failure))
+            }
         });
         let is_news = result.is_ok() || failure.is_some();
         let attempt = is_news.then(|| PushAttempt { id: target.id.clone(), told_at: target.told_at, failure });

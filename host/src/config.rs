@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use axum::http::HeaderName;
+use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use reqwest::Url;
@@ -27,7 +28,6 @@ use crate::webhook::{self, WebhookOptions};
 /// What `wasmdm serve` can be told. Every value can also stand in the file of `--config`, under the name of its flag.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub struct ServeOptions {
     /// Address to listen on, for instance 127.0.0.1:9000; without a host, all addresses [default: :9000]
     #[arg(long, env = "WASMDM_LISTEN", value_name = "ADDRESS")]
@@ -61,7 +61,7 @@ pub struct ServeOptions {
     #[arg(long, env = "WASMDM_CERT_HEADER", value_name = "NAME")]
     pub cert_header: Option<String>,
 
-    /// Address or network of a proxy whose --cert-header is believed; repeatable
+    /// Address or network of a proxy: its --cert-header is believed, and its connections are not counted as those of one peer; repeatable
     #[arg(long = "trusted-proxy", env = "WASMDM_TRUSTED_PROXY", value_name = "ADDRESS|CIDR", value_delimiter = ',')]
     #[serde(rename = "trusted-proxy")]
     pub trusted_proxies: Vec<String>,
@@ -111,20 +111,20 @@ pub struct ServeOptions {
     pub escrow_key_unlock_url: Option<String>,
 
     /// Take check-ins at /checkin only and reports at /mdm only, whatever their content type says; without it /mdm takes both as well
-    #[arg(long, env = "WASMDM_CHECKIN")]
-    pub checkin: bool,
+    #[arg(long, env = "WASMDM_CHECKIN", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub checkin: Option<bool>,
 
     /// Serve no devices: /mdm, /checkin and /authproxy/ are not there
-    #[arg(long, env = "WASMDM_DISABLE_MDM")]
-    pub disable_mdm: bool,
+    #[arg(long, env = "WASMDM_DISABLE_MDM", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub disable_mdm: Option<bool>,
 
     /// Take enrollments of another server at /migration (NanoMDM's nano2nano), for the time of the move
-    #[arg(long, env = "WASMDM_MIGRATION")]
-    pub migration: bool,
+    #[arg(long, env = "WASMDM_MIGRATION", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub migration: Option<bool>,
 
     /// Manage the users of Macs, with a digest challenge of no length; without it they are declined (410)
-    #[arg(long, env = "WASMDM_UA_ZL_DC")]
-    pub ua_zl_dc: bool,
+    #[arg(long, env = "WASMDM_UA_ZL_DC", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub ua_zl_dc: Option<bool>,
 
     /// Tell this address of every message of a device, with NanoMDM's JSON, until it answers 2xx; repeatable
     #[arg(long = "webhook-url", env = "WASMDM_WEBHOOK_URL", value_name = "URL", hide_env_values = true)]
@@ -145,8 +145,8 @@ pub struct ServeOptions {
     pub webhook_topics: Vec<String>,
 
     /// Tell --webhook-url the messages to the byte, with push tokens, unlock tokens and recovery keys, as NanoMDM does
-    #[arg(long, env = "WASMDM_WEBHOOK_SECRETS")]
-    pub webhook_secrets: bool,
+    #[arg(long, env = "WASMDM_WEBHOOK_SECRETS", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub webhook_secrets: Option<bool>,
 
     /// What a known device may come back with, when it enrolls again: any certificate (allow), one that names it by UDID or serial number
     /// (same-identity), or what a plugin allows by name (policy) [default: allow]
@@ -158,13 +158,14 @@ pub struct ServeOptions {
     pub cert_binding: Option<CertBindingRule>,
 
     /// Let an enrollment that was moved here and has no certificate yet take the first one that is nobody's
-    #[arg(long, env = "WASMDM_RETRO")]
-    pub retro: bool,
+    #[arg(long, env = "WASMDM_RETRO", value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = BoolishValueParser::new())]
+    pub retro: Option<bool>,
 
     /// Days for which a device with an expired identity may still fetch a command that renews it, and do nothing else [default: 0]
     #[arg(long, env = "WASMDM_IDENTITY_GRACE", value_name = "DAYS")]
     pub identity_grace: Option<u32>,
-    /// Show what devices say and are answered, without secrets, to look for a fault; `-` or no value is standard output
+    /// Show what devices say and are answered, without secrets, to look for a fault; `-` or no value is standard output, an
+    /// empty value none
     #[arg(long, env = "WASMDM_DUMP", value_name = "FILE|-", num_args = 0..=1, default_missing_value = "-")]
     pub dump: Option<String>,
 
@@ -235,6 +236,8 @@ pub struct Config {
     pub data: PathBuf,
     pub authorities: Option<Authorities>,
     pub identity: IdentitySource,
+    /// Whose connections are those of many devices.
+    pub trusted_proxies: Vec<IpNet>,
     pub api_key: ApiKeySource,
     pub plugins: PathBuf,
     pub grants: PathBuf,
@@ -360,10 +363,10 @@ impl ServeOptions {
             }
         };
         let webhooks = WebhookOptions {
-            urls: options.webhook_urls.iter().map(|url| http_url("webhook-url", url)).collect::<anyhow::Result<_>>()?,
+            urls: options.webhook_urls.iter().map(|url| webhook_url(url)).collect::<anyhow::Result<_>>()?,
             hmac_key: secret("webhook-hmac-key", options.webhook_hmac_key, options.webhook_hmac_key_file)?,
             topics: options.webhook_topics,
-            with_secrets: options.webhook_secrets,
+            with_secrets: options.webhook_secrets.unwrap_or_default(),
         };
         if let Some(unknown) = webhooks.topics.iter().find(|topic| !webhook::is_topic(topic)) {
             bail!("webhook-topic: there is no `{unknown}`: write for instance mdm.TokenUpdate, mdm.Connect or mdm.Connect:Error");
@@ -374,6 +377,7 @@ impl ServeOptions {
                 bail!("webhook-url: the other values of the webhook need its address");
             }
         }
+        let trusted_proxies = options.trusted_proxies.iter().map(|text| network(text)).collect::<anyhow::Result<Vec<_>>>()?;
         let endpoint = match &options.apns_endpoint {
             Some(text) => Endpoint::parse(text).map_err(|error| anyhow::anyhow!("apns-{error}"))?,
             None => Endpoint::default(),
@@ -384,7 +388,8 @@ impl ServeOptions {
             database: database_url(options.database.as_deref().unwrap_or("sqlite"), &data)?,
             keyring: keyring(options.key_file.as_deref())?,
             authorities,
-            identity: identity_source(options.cert_header.as_deref(), &options.trusted_proxies)?,
+            identity: identity_source(options.cert_header.as_deref(), &trusted_proxies)?,
+            trusted_proxies,
             api_key,
             plugins: options.plugins.unwrap_or_else(|| data.join("plugins")),
             grants: options.grants.unwrap_or_else(|| data.join("plugins.d")),
@@ -392,20 +397,21 @@ impl ServeOptions {
             auth_proxy: options.auth_proxy_url.as_deref().map(|url| http_url("auth-proxy-url", url)).transpose()?,
             webhooks,
             escrow_key_unlock: http_url("escrow-key-unlock-url", options.escrow_key_unlock_url.as_deref().unwrap_or(escrow_key::DEFAULT_URL))?,
-            device_paths: match (options.disable_mdm, options.checkin) {
+            device_paths: match (options.disable_mdm.unwrap_or_default(), options.checkin.unwrap_or_default()) {
                 (true, _) => DevicePaths::Off,
                 (false, true) => DevicePaths::Split,
                 (false, false) => DevicePaths::Mixed,
             },
-            takes_migrations: options.migration,
-            dump: options.dump.as_deref().map(DumpTarget::of),
-            zero_length_digest_challenge: options.ua_zl_dc,
+            takes_migrations: options.migration.unwrap_or_default(),
+            // `--dump=` is none, whatever the file says.
+            dump: options.dump.as_deref().filter(|target| !target.is_empty()).map(DumpTarget::of),
+            zero_length_digest_challenge: options.ua_zl_dc.unwrap_or_default(),
             re_enroll: match options.re_enroll {
                 None | Some(ReEnrollRule::Allow) => ReEnroll::Allow,
                 Some(ReEnrollRule::SameIdentity) => ReEnroll::SameIdentity,
                 Some(ReEnrollRule::Policy) => ReEnroll::Policy,
             },
-            binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro },
+            binding: BindingRules { only_warn: options.cert_binding == Some(CertBindingRule::Warn), retroactive: options.retro.unwrap_or_default() },
             push_rate: options.push_rate.unwrap_or(PUSH_RATE),
             apns: ApnsService {
                 proxy: apns_proxy::choose(options.apns_proxy.as_deref(), &endpoint, |name| std::env::var(name).ok())?,
@@ -457,15 +463,15 @@ impl ServeOptions {
             webhook_hmac_key: or_of_two(self.webhook_hmac_key.as_ref(), self.webhook_hmac_key_file.as_ref(), file.webhook_hmac_key),
             webhook_hmac_key_file: or_of_two(self.webhook_hmac_key_file.as_ref(), self.webhook_hmac_key.as_ref(), file.webhook_hmac_key_file),
             webhook_topics: if self.webhook_topics.is_empty() { file.webhook_topics } else { self.webhook_topics },
-            webhook_secrets: self.webhook_secrets || file.webhook_secrets,
+            webhook_secrets: self.webhook_secrets.or(file.webhook_secrets),
             escrow_key_unlock_url: self.escrow_key_unlock_url.or(file.escrow_key_unlock_url),
-            checkin: self.checkin || file.checkin,
-            disable_mdm: self.disable_mdm || file.disable_mdm,
-            migration: self.migration || file.migration,
-            ua_zl_dc: self.ua_zl_dc || file.ua_zl_dc,
+            checkin: self.checkin.or(file.checkin),
+            disable_mdm: self.disable_mdm.or(file.disable_mdm),
+            migration: self.migration.or(file.migration),
+            ua_zl_dc: self.ua_zl_dc.or(file.ua_zl_dc),
             re_enroll: self.re_enroll.or(file.re_enroll),
             cert_binding: self.cert_binding.or(file.cert_binding),
-            retro: self.retro || file.retro,
+            retro: self.retro.or(file.retro),
             apns_endpoint: self.apns_endpoint.or(file.apns_endpoint),
             apns_roots: self.apns_roots.or(file.apns_roots),
             apns_proxy: self.apns_proxy.or(file.apns_proxy),
@@ -528,6 +534,14 @@ fn http_url(field: &str, text: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
+/// One URL. Two with a comma between would be the first one with an odd path, and the second receiver would hear nothing.
+fn webhook_url(text: &str) -> anyhow::Result<Url> {
+    if [",http://", ",https://"].iter().any(|next| text.contains(next)) {
+        bail!("webhook-url: it is one URL, and these are several with commas between: repeat --webhook-url, or list them in the file of --config");
+    }
+    http_url("webhook-url", text)
+}
+
 fn read_text(path: &Path, field: &str) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("{field}: {} cannot be read", path.display()))
 }
@@ -563,17 +577,15 @@ pub fn keyring(path: Option<&Path>) -> anyhow::Result<Keyring> {
     Ok(path.map(Keyring::from_file).transpose()?.unwrap_or_default())
 }
 
-fn identity_source(header: Option<&str>, proxies: &[String]) -> anyhow::Result<IdentitySource> {
-    let proxies = proxies.iter().map(|text| network(text)).collect::<anyhow::Result<Vec<_>>>()?;
+fn identity_source(header: Option<&str>, proxies: &[IpNet]) -> anyhow::Result<IdentitySource> {
     match header {
-        None if proxies.is_empty() => Ok(IdentitySource::Signature),
-        None => bail!("trusted-proxy: it needs cert-header, the header that the proxy sets"),
+        None => Ok(IdentitySource::Signature),
         Some(_) if proxies.is_empty() => {
             bail!("cert-header: it needs trusted-proxy, the proxy's address: from anyone else the header could be forged")
         }
         Some(name) => {
             let name = name.parse().with_context(|| format!("cert-header: `{name}` is no header name"))?;
-            Ok(IdentitySource::Header { name, proxies })
+            Ok(IdentitySource::Header { name, proxies: proxies.to_vec() })
         }
     }
 }
@@ -587,6 +599,15 @@ fn network(text: &str) -> anyhow::Result<IpNet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parsed(line: &[&str]) -> ServeOptions {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: ServeOptions,
+        }
+        <Line as clap::Parser>::try_parse_from(line).unwrap().options
+    }
 
     fn problem(options: ServeOptions) -> String {
         match options.resolve() {
@@ -632,7 +653,7 @@ mod tests {
         assert!(with(|o| o.auth_proxy_url = Some("files.example/base".to_owned())).starts_with("auth-proxy-url:"));
         assert!(with(|o| o.escrow_key_unlock_url = Some("ftp://files.example/".to_owned())).starts_with("escrow-key-unlock-url:"));
         assert!(with(|o| o.webhook_urls = vec!["http:".to_owned()]).starts_with("webhook-url:"));
-        assert!(with(|o| o.webhook_secrets = true).starts_with("webhook-url:"));
+        assert!(with(|o| o.webhook_secrets = Some(true)).starts_with("webhook-url:"));
         let unknown_topic = |o: &mut ServeOptions| {
             o.webhook_urls = vec!["http://127.0.0.1/".to_owned()];
             o.webhook_topics = vec!["mdm.Everything".to_owned()];
@@ -666,14 +687,39 @@ mod tests {
     /// A URL may hold a comma; it was taken for two.
     #[test]
     fn a_url_of_the_webhook_may_hold_a_comma() {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            options: ServeOptions,
-        }
         let line = ["serve", "--webhook-url", "http://a/?x=1,2", "--webhook-url=http://b/"];
-        let config = <Line as clap::Parser>::try_parse_from(line).unwrap().options.resolve().unwrap();
+        let config = parsed(&line).resolve().unwrap();
         assert_eq!(config.webhooks.urls.iter().map(Url::as_str).collect::<Vec<_>>(), ["http://a/?x=1,2", "http://b/"]);
+    }
+
+    /// The variable held two receivers, as it once could, and the second one heard nothing.
+    #[test]
+    fn two_urls_of_the_webhook_with_a_comma_between_are_refused() {
+        for text in ["http://a/h,http://b/h", "https://u:secret@a/h,https://b/h"] {
+            let shown = problem(ServeOptions { webhook_urls: vec![text.to_owned()], ..ServeOptions::default() });
+            assert!(shown.starts_with("webhook-url:") && shown.contains("repeat --webhook-url") && !shown.contains("secret"), "{shown}");
+        }
+    }
+
+    /// A proxy at a public address brings all devices, and their signatures, over a few connections; naming it did not start the server.
+    #[test]
+    fn a_trusted_proxy_needs_no_certificate_header() {
+        let options = ServeOptions { trusted_proxies: vec!["198.51.100.7".to_owned(), "2001:db8::/64".to_owned()], ..ServeOptions::default() };
+        let config = options.resolve().unwrap();
+        assert!(matches!(config.identity, IdentitySource::Signature));
+        assert_eq!(config.trusted_proxies, ["198.51.100.7/32", "2001:db8::/64"].map(|network| network.parse::<IpNet>().unwrap()));
+    }
+
+    /// `-migration=false` left `migration = true` of the file as it was, and the operator believed that the door was closed.
+    #[test]
+    fn what_is_switched_off_is_off_whatever_the_file_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wasmdm.toml");
+        std::fs::write(&path, "migration = true\nretro = true\ndump = \"-\"\ncheckin = true\nua-zl-dc = true\n").unwrap();
+        let flag = format!("--config={}", path.display());
+        let config = parsed(&["serve", &flag, "--migration=false", "--retro=false", "--dump=", "--checkin"]).resolve().unwrap();
+        assert!(!config.takes_migrations && !config.binding.retroactive && config.dump.is_none());
+        assert!(config.device_paths == DevicePaths::Split && config.zero_length_digest_challenge);
     }
 
     /// NanoMDM starts with keys that have nothing to sign, and its start line did not start here.

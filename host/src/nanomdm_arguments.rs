@@ -9,8 +9,8 @@ use std::ffi::{OsStr, OsString};
 enum Meaning {
     /// The same, with a value.
     Value(&'static str),
-    /// The same, on or off: the argument that it is when it is on.
-    Switch(&'static str),
+    /// The same, on or off: the argument that it is when it is on, and when it is off. None: off is what it is without an argument, too.
+    Switch(&'static str, Option<&'static str>),
     /// Not to be had; what to do instead.
     Refused(&'static str),
 }
@@ -20,7 +20,7 @@ impl Meaning {
     fn ours(&self) -> &'static str {
         match self {
             Self::Value(ours) => ours,
-            Self::Switch(argument) => argument.split('=').next().unwrap_or(argument),
+            Self::Switch(argument, _) => argument.split('=').next().unwrap_or(argument),
             Self::Refused(_) => "",
         }
     }
@@ -40,18 +40,18 @@ const FLAGS: &[(&str, Meaning)] = &[
     ("auth-proxy-url", Meaning::Value("--auth-proxy-url")),
     ("webhook-url", Meaning::Value("--webhook-url")),
     ("webhook-hmac-key", Meaning::Value("--webhook-hmac-key")),
-    ("ua-zl-dc", Meaning::Switch("--ua-zl-dc")),
-    ("migration", Meaning::Switch("--migration")),
-    (DUMP, Meaning::Switch("--dump=-")),
-    ("debug", Meaning::Switch("--log-level=debug")),
-    (VERSION, Meaning::Switch("--version")),
-    ("checkin", Meaning::Switch("--checkin")),
-    ("disable-mdm", Meaning::Switch("--disable-mdm")),
+    ("ua-zl-dc", Meaning::Switch("--ua-zl-dc", Some("--ua-zl-dc=false"))),
+    ("migration", Meaning::Switch("--migration", Some("--migration=false"))),
+    (DUMP, Meaning::Switch("--dump=-", Some("--dump="))),
+    ("debug", Meaning::Switch("--log-level=debug", None)),
+    (VERSION, Meaning::Switch("--version", None)),
+    ("checkin", Meaning::Switch("--checkin", Some("--checkin=false"))),
+    ("disable-mdm", Meaning::Switch("--disable-mdm", Some("--disable-mdm=false"))),
     ("storage", Meaning::Refused(ONE_DATABASE)),
     ("storage-dsn", Meaning::Refused(ONE_DATABASE)),
     (DSN, Meaning::Refused(ONE_DATABASE)),
     ("storage-options", Meaning::Refused("there are no options of the database to set")),
-    ("retro", Meaning::Switch("--retro")),
+    ("retro", Meaning::Switch("--retro", Some("--retro=false"))),
 ];
 
 /// Its name is ours too, and there it takes a file.
@@ -96,13 +96,13 @@ pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsS
                     let value = flag.value.map(OsString::from).or_else(|| rest.next()).ok_or_else(|| format!("{}: it needs a value", flag.said()))?;
                     line.give(ours, (!value.is_empty()).then(|| joined(ours, &value)));
                 }
-                Meaning::Switch(on) => {
+                Meaning::Switch(on, off) => {
                     let is_on = is_on(&flag.said(), flag.value)?;
                     // `--version` is the program's, not the command's.
                     if is_on && flag.name == VERSION {
                         return Ok(Translated { arguments: vec![OsString::from(*on)], of_nanomdm: Vec::new() });
                     }
-                    line.give(meaning.ours(), is_on.then(|| OsString::from(*on)));
+                    line.give(meaning.ours(), if is_on { Some(*on) } else { *off }.map(OsString::from));
                 }
                 Meaning::Refused(instead) => return Err(format!("{}: {instead}", flag.said())),
             },
@@ -123,8 +123,11 @@ pub fn translate(arguments: Vec<OsString>, variable: impl Fn(&str) -> Option<OsS
         }
         match meaning {
             Meaning::Value(ours) => line.give(ours, Some(joined(ours, &value))),
-            Meaning::Switch(on) if is_on(&named, Some(&value.to_string_lossy()))? => line.give(ours, Some(OsString::from(on))),
-            Meaning::Switch(_) | Meaning::Refused(_) => {}
+            Meaning::Switch(on, off) => {
+                let is_on = is_on(&named, Some(&value.to_string_lossy()))?;
+                line.give(ours, if is_on { Some(*on) } else { *off }.map(OsString::from));
+            }
+            Meaning::Refused(_) => {}
         }
     }
     Ok(line.end())
@@ -189,8 +192,8 @@ impl<'a> Flag<'a> {
     fn is_nanomdms(&self, meaning: &Meaning, is_serve: bool) -> bool {
         let is_ours = match meaning {
             // Without a value in it, it may have a file behind it.
-            Meaning::Switch(_) if self.name == DUMP => self.value.is_none_or(|value| switch(value).is_none()),
-            Meaning::Switch(_) | Meaning::Refused(_) => false,
+            Meaning::Switch(..) if self.name == DUMP => self.value.is_none_or(|value| switch(value).is_none()),
+            Meaning::Switch(..) | Meaning::Refused(_) => false,
             Meaning::Value(ours) => is_serve && ours.trim_start_matches('-') == self.name,
         };
         self.is_single || !is_ours
@@ -247,7 +250,7 @@ mod tests {
     #[test]
     fn a_command_line_of_nanomdm_runs_the_server() {
         let line = "-ca ca.pem -api=secret -listen :9001 -checkin -debug -ua-zl-dc=false -webhook-url http://a/?x=1";
-        let ours = "serve --ca=ca.pem --api-key=secret --listen=:9001 --checkin --log-level=debug --webhook-url=http://a/?x=1";
+        let ours = "serve --ca=ca.pem --api-key=secret --listen=:9001 --checkin --log-level=debug --ua-zl-dc=false --webhook-url=http://a/?x=1";
         assert_eq!(run(line, &[]).unwrap(), ours);
         assert_eq!(run(&format!("serve {line}"), &[]).unwrap(), ours);
         assert_eq!(run("-version", &[]).unwrap(), "--version");
@@ -256,7 +259,7 @@ mod tests {
     #[test]
     fn every_flag_of_nanomdm_that_has_an_equivalent_becomes_it() {
         let line = "-auth-proxy-url http://a/ -migration -dump -disable-mdm -checkin=0";
-        assert_eq!(run(line, &[]).unwrap(), "serve --auth-proxy-url=http://a/ --migration --dump=- --disable-mdm");
+        assert_eq!(run(line, &[]).unwrap(), "serve --auth-proxy-url=http://a/ --migration --dump=- --disable-mdm --checkin=false");
         let variables = [
             ("NANOMDM_AUTH_PROXY_URL", "http://a/"),
             ("NANOMDM_CHECKIN", "1"),
@@ -264,7 +267,10 @@ mod tests {
             ("NANOMDM_DUMP", "true"),
             ("NANOMDM_DISABLE_MDM", "0"),
         ];
-        assert_eq!(run("serve --dump=./f", &variables).unwrap(), "serve --dump=./f --auth-proxy-url=http://a/ --migration --checkin");
+        assert_eq!(
+            run("serve --dump=./f", &variables).unwrap(),
+            "serve --dump=./f --auth-proxy-url=http://a/ --migration --checkin --disable-mdm=false"
+        );
     }
 
     /// A container's image has no arguments, and clap printed its help and ended.
@@ -289,19 +295,33 @@ mod tests {
     #[test]
     fn two_dashes_are_as_good_as_one() {
         assert_eq!(run("--ca ca.pem --checkin --data d", &[]).unwrap(), "serve --data d --ca=ca.pem --checkin");
-        assert_eq!(run("serve --api K --debug --checkin=true --retro=0", &[]).unwrap(), "serve --api-key=K --log-level=debug --checkin");
+        assert_eq!(
+            run("serve --api K --debug --checkin=true --retro=0", &[]).unwrap(),
+            "serve --api-key=K --log-level=debug --checkin --retro=false"
+        );
         assert_eq!(run("serve --dump=true", &[]).unwrap(), "serve --dump=-");
-        assert_eq!(run("serve --dump=false", &[("NANOMDM_DUMP", "1")]).unwrap(), "serve");
+        assert_eq!(run("serve --dump=false", &[("NANOMDM_DUMP", "1")]).unwrap(), "serve --dump=");
         assert_eq!(run("serve --dump", &[]).unwrap(), "serve --dump");
         assert!(run("serve --dsn x", &[]).unwrap_err().starts_with("--dsn: state is in one database"));
         assert!(run("serve --checkin=perhaps", &[]).unwrap_err().starts_with("--checkin: "));
         assert!(run("--ca", &[]).unwrap_err().starts_with("--ca: it needs a value"));
     }
 
+    /// A switch that was off was left out, and `WASMDM_MIGRATION=true` or the file kept the door open.
+    #[test]
+    fn a_switch_that_is_off_says_so() {
+        let open = [("WASMDM_MIGRATION", "true"), ("WASMDM_DUMP", "-")];
+        assert_eq!(run("-migration=false -dump=false -retro=0", &open).unwrap(), "serve --migration=false --dump= --retro=false");
+        assert_eq!(run("serve --migration=f --migration --migration=F", &[]).unwrap(), "serve --migration=false");
+        assert_eq!(run("serve", &[("NANOMDM_MIGRATION", "false"), ("NANOMDM_RETRO", "0")]).unwrap(), "serve --migration=false --retro=false");
+        assert_eq!(run("serve", &[("NANOMDM_MIGRATION", "false"), open[0]]).unwrap(), "serve", "ours counts");
+        assert_eq!(run("serve -debug=false -version=false", &[]).unwrap(), "serve");
+    }
+
     #[test]
     fn a_value_may_begin_with_a_dash_and_the_last_one_counts() {
         assert_eq!(run("-api -K -webhook-hmac-key=--", &[]).unwrap(), "serve --api-key=-K --webhook-hmac-key=--");
-        assert_eq!(run("-ca one.pem -checkin -ca two.pem -checkin=f", &[]).unwrap(), "serve --ca=two.pem");
+        assert_eq!(run("-ca one.pem -checkin -ca two.pem -checkin=f", &[]).unwrap(), "serve --ca=two.pem --checkin=false");
     }
 
     #[test]

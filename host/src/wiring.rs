@@ -197,17 +197,13 @@ impl RunningServer {
         tracker.spawn(push_certificate_expiry::watch(storage.clone(), Arc::clone(&clock), shutdown.clone()));
         tracker.spawn(expire_commands(storage.clone(), clock, shutdown.clone()));
         tracker.spawn(keep_metrics_small(metrics, shutdown.clone()));
-        let trusted_proxies = match &config.identity {
-            IdentitySource::Header { proxies, .. } => proxies.as_slice(),
-            IdentitySource::Signature => &[],
-        };
         if let (Some(listener), Some(address)) = (metrics_listener, metrics_address) {
             let bounds = Bounds::of(METRICS_CONNECTIONS, &[]);
             let router = http::metrics_router(Arc::clone(&app));
             tracker.spawn(http::listener::serve(listener, router, bounds, tracker.clone(), shutdown.clone()));
             info!(address = %address, "Metrics are at http://{address}/metrics");
         }
-        let bounds = Bounds::of(config.max_connections, trusted_proxies);
+        let bounds = Bounds::of(config.max_connections, &config.trusted_proxies);
         tracker.spawn(http::listener::serve(listener, http::router(app), bounds, tracker.clone(), shutdown.clone()));
         info!(address = %address, version = crate::VERSION, "wasmdm listens on {address}");
         Ok(Self { address, metrics_address, plugins, storage, apns, shutdown, tracker })

@@ -1,7 +1,6 @@
 //! Bodies with a bound: each one, and all that are in flight together.
 
-use std::collections::{HashMap, VecDeque};
-use std::future::pending;
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,11 +26,13 @@ pub const REPORT_LIMIT: usize = 32 << 20;
 pub const COMMAND_LIMIT: usize = 16 << 20;
 /// All bodies in flight together.
 const BUDGET_KIB: usize = 256 << 10;
-/// A body of 32 MiB has ten minutes, as on a slow mobile connection.
-const PACE: Pace = Pace { pause: Duration::from_secs(20), start: Duration::from_secs(15), rate: 8 << 10, whole: Duration::from_mins(10) };
+/// As on a slow mobile connection, on which a body of 32 MiB takes 68 minutes.
+const PACE: Pace = Pace { pause: Duration::from_secs(20), start: Duration::from_secs(15), rate: 8 << 10, lead: Duration::from_mins(10) };
 /// Bodies of one certificate that are on their way. A certificate is no secret: whoever has a copy of one could otherwise let bodies
 /// trickle in until there is no room for anybody's.
 const OF_A_CERTIFICATE: usize = 16;
+/// A body that is not kept, but seen to its end, must end by then.
+const TO_END: Duration = Duration::from_hours(4);
 /// A body that is thrown away must end by then.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
 /// Room for small bodies that large ones cannot take: check-ins and polls go on whatever else is in flight.
@@ -52,16 +53,39 @@ struct Pace {
     pause: Duration,
     /// A small body must be there by then; a longer one has a second more for each `rate` bytes that have come.
     start: Duration,
-    rate: usize,
-    /// Any body must be there by then.
-    whole: Duration,
+    rate: u32,
+    /// No more than this is earned ahead: whoever sends nearly all of a long body at once would otherwise hold its room for an hour.
+    lead: Duration,
 }
 
-impl Pace {
-    /// Until when the next part must come, of a body of which so many bytes have come since `begin`.
-    fn deadline(&self, begin: Instant, length: usize) -> Instant {
-        let earned = Duration::from_secs(u64::try_from(length / self.rate).unwrap_or(u64::MAX));
-        (begin + self.start.saturating_add(earned).min(self.whole)).min(Instant::now() + self.pause)
+/// How a body comes.
+#[derive(Debug)]
+struct Arrival {
+    pace: Pace,
+    /// When it is too slow, if nothing more comes.
+    due: Mutex<Instant>,
+    /// It has given way to others.
+    over: CancellationToken,
+}
+
+impl Arrival {
+    fn begin(pace: Pace, now: Instant) -> Self {
+        Self { pace, due: Mutex::new(now + pace.start), over: CancellationToken::new() }
+    }
+
+    fn came(&self, bytes: usize, now: Instant) {
+        let earned = Duration::from_secs(u64::try_from(bytes).unwrap_or(u64::MAX)) / self.pace.rate;
+        let mut due = self.due.lock();
+        *due = due.checked_add(earned).map_or(now + self.pace.lead, |due| due.min(now + self.pace.lead));
+    }
+
+    fn due(&self) -> Instant {
+        *self.due.lock()
+    }
+
+    /// Until when the next part must come.
+    fn deadline(&self, now: Instant) -> Instant {
+        self.due().min(now + self.pace.pause)
     }
 }
 
@@ -88,19 +112,19 @@ impl BodyBudget {
         }
     }
 
-    /// A place among the bodies of that certificate. The oldest gives way, not the newest: a device whose certificate somebody has copied is
-    /// served all the same, as its own bodies take no time.
+    /// A place among the bodies of that certificate. Not the newest gives way, but the one that is the next to be too slow: a device whose
+    /// certificate somebody has copied is served all the same, as its small bodies take no time and its long ones keep coming.
     fn turn(&self, certificate: [u8; 32]) -> Turn {
-        let over = Arc::new(CancellationToken::new());
+        let arrival = Arc::new(Arrival::begin(self.pace, Instant::now()));
         let mut turns = self.turns.lock();
         let of_it = turns.entry(certificate).or_default();
-        of_it.push_back(Arc::clone(&over));
-        if of_it.len() > OF_A_CERTIFICATE
-            && let Some(oldest) = of_it.pop_front()
+        if of_it.len() >= OF_A_CERTIFICATE
+            && let Some(slowest) = of_it.iter().enumerate().min_by_key(|(_, other)| other.due()).map(|(place, _)| place)
         {
-            oldest.cancel();
+            of_it.remove(slowest).over.cancel();
         }
-        Turn { certificate, over, budget: self.clone() }
+        of_it.push(Arc::clone(&arrival));
+        Turn { certificate, arrival, budget: self.clone() }
     }
 
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, BodyError> {
@@ -133,33 +157,22 @@ impl BodyBudget {
     }
 }
 
-/// What ends the waiting for each body of a certificate.
-type Turns = VecDeque<Arc<CancellationToken>>;
+/// The bodies of a certificate.
+type Turns = Vec<Arc<Arrival>>;
 
 /// One body's place among those of its certificate.
 #[derive(Debug)]
 struct Turn {
     certificate: [u8; 32],
-    /// Newer ones have come.
-    over: Arc<CancellationToken>,
+    arrival: Arc<Arrival>,
     budget: BodyBudget,
-}
-
-impl Turn {
-    /// Never, if there is no certificate.
-    async fn is_over(turn: Option<&Self>) {
-        match turn {
-            Some(turn) => turn.over.cancelled().await,
-            None => pending().await,
-        }
-    }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut turns = self.budget.turns.lock();
         if let Some(of_it) = turns.get_mut(&self.certificate) {
-            of_it.retain(|turn| !Arc::ptr_eq(turn, &self.over));
+            of_it.retain(|other| !Arc::ptr_eq(other, &self.arrival));
             if of_it.is_empty() {
                 turns.remove(&self.certificate);
             }
@@ -216,7 +229,7 @@ pub enum BodyError {
     #[error("the body paused for too long, or came too slowly")]
     Slow,
     /// 503.
-    #[error("more than {OF_A_CERTIFICATE} bodies of the certificate were on their way, and this was the oldest")]
+    #[error("more than {OF_A_CERTIFICATE} bodies of the certificate were on their way, and this was the slowest")]
     GaveWay,
     /// 400.
     #[error("{0}")]
@@ -257,15 +270,15 @@ struct Received {
 struct Unread {
     received: Received,
     body: Body,
-    turn: Option<Turn>,
-    pace: Pace,
+    arrival: Arc<Arrival>,
+    _turn: Option<Turn>,
 }
 
 impl Refused {
     /// Hands on the body that is not kept, in the parts in which it comes, and as it is on the wire. `false`: it did not come to its end in
     /// time, or is longer than anything that is waited for.
     pub async fn to_end(&mut self, mut each: impl FnMut(&[u8])) -> bool {
-        let Some(Unread { received, body, turn, pace }) = &mut self.unread else { return false };
+        let Some(Unread { received, body, arrival, .. }) = &mut self.unread else { return false };
         let mut length = 0_usize;
         for part in received.parts.drain(..) {
             each(&part);
@@ -274,9 +287,8 @@ impl Refused {
             tokio::task::yield_now().await;
         }
         received.share = None;
-        let begin = Instant::now();
         let rest = async {
-            while let Ok(frame) = next(body, pace.deadline(begin, length)).await {
+            while let Ok(frame) = next(body, arrival).await {
                 let Some(data) = frame else { return true };
                 length = length.saturating_add(data.len());
                 if length > DRAIN_LIMIT {
@@ -287,8 +299,8 @@ impl Refused {
             false
         };
         tokio::select! {
-            whole = rest => whole,
-            () = Turn::is_over(turn.as_ref()) => false,
+            whole = tokio::time::timeout(TO_END, rest) => whole.unwrap_or(false),
+            () = arrival.over.cancelled() => false,
         }
     }
 
@@ -313,15 +325,16 @@ pub async fn read_of(budget: &BodyBudget, certificate: &[u8; 32], headers: &Head
 
 async fn take(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: usize, turn: Option<Turn>) -> Result<HeldBody, Refused> {
     let mut received = Received::default();
+    let arrival = turn.as_ref().map_or_else(|| Arc::new(Arrival::begin(budget.pace, Instant::now())), |turn| Arc::clone(&turn.arrival));
     let outcome = tokio::select! {
-        outcome = receive(budget, headers, &mut body, limit, &mut received) => outcome,
-        () = Turn::is_over(turn.as_ref()) => Err(BodyError::GaveWay),
+        outcome = receive(budget, headers, &mut body, &arrival, limit, &mut received) => outcome,
+        () = arrival.over.cancelled() => Err(BodyError::GaveWay),
     };
     let (mut parts, share) = match (outcome, received) {
         (Ok(()), Received { parts, share: Some(share) }) => (parts, share),
         // What was received has a share.
         (Ok(()), Received { share: None, .. }) => return Err(Refused { error: BodyError::Budget, unread: None }),
-        (Err(error), received) => return Err(Refused { error, unread: Some(Unread { received, body, turn, pace: budget.pace }) }),
+        (Err(error), received) => return Err(Refused { error, unread: Some(Unread { received, body, arrival, _turn: turn }) }),
     };
     drop(turn);
     let bytes = if parts.len() > 1 { parts.concat().into() } else { parts.pop().unwrap_or_default() };
@@ -329,7 +342,8 @@ async fn take(budget: &BodyBudget, headers: &HeaderMap, mut body: Body, limit: u
 }
 
 /// The next part of a body.
-async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, BodyError> {
+async fn next(body: &mut Body, arrival: &Arrival) -> Result<Option<Bytes>, BodyError> {
+    let deadline = arrival.deadline(Instant::now());
     loop {
         match tokio::time::timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::Slow)? {
             None => return Ok(None),
@@ -337,6 +351,7 @@ async fn next(body: &mut Body, deadline: Instant) -> Result<Option<Bytes>, BodyE
             // Trailers say nothing here.
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
+                    arrival.came(data.len(), Instant::now());
                     return Ok(Some(data));
                 }
             }
@@ -374,17 +389,23 @@ fn announced(headers: &HeaderMap) -> Option<usize> {
 }
 
 /// Puts what comes into `received`, also what is too much. Grown by segments: doubling a buffer takes three times the memory of the body.
-async fn receive(budget: &BodyBudget, headers: &HeaderMap, body: &mut Body, limit: usize, received: &mut Received) -> Result<(), BodyError> {
+async fn receive(
+    budget: &BodyBudget,
+    headers: &HeaderMap,
+    body: &mut Body,
+    arrival: &Arrival,
+    limit: usize,
+    received: &mut Received,
+) -> Result<(), BodyError> {
     let announced = announced(headers);
     if announced.is_some_and(|length| length > limit) {
         return Err(BodyError::TooLarge { limit });
     }
     let Received { parts, share } = received;
     let share = share.insert(Share { _small: budget.take_small()?, large: None });
-    let begin = Instant::now();
     let mut segment = BytesMut::with_capacity(announced.unwrap_or(SEGMENT).min(SEGMENT));
     let mut length = 0;
-    while let Some(data) = next(body, budget.pace.deadline(begin, length)).await? {
+    while let Some(data) = next(body, arrival).await? {
         length += data.len();
         if length <= limit {
             share.grow(budget, length)?;
@@ -453,19 +474,28 @@ mod tests {
         assert_eq!(budget.reserved.available_permits(), RESERVED_KIB);
     }
 
-    #[tokio::test]
-    async fn a_long_body_has_the_time_that_it_needs() {
+    /// Nothing had more than ten minutes, so that a report which was too large for them came again for ever.
+    #[test]
+    fn a_long_body_has_the_time_that_it_needs() {
+        const PART: usize = 8 << 10;
         let begin = Instant::now();
-        let left = |length: usize| PACE.deadline(begin, length).duration_since(begin).as_secs();
-        assert_eq!((left(0), left(64 << 10)), (15, 20), "the first seconds, and the longest pause");
-        let slow = Pace { pause: Duration::from_hours(1), ..PACE };
-        let left = |length: usize| slow.deadline(begin, length).duration_since(begin).as_secs();
-        assert_eq!((left(1 << 20), left(REPORT_LIMIT)), (15 + 128, 600));
+        let arrival = Arrival::begin(PACE, begin);
+        let after = |seconds: u64| begin + Duration::from_secs(seconds);
+        assert_eq!(arrival.deadline(begin), after(15));
+        // As slow as may be, as long as what is kept and longer.
+        for second in 1..=(2 * REPORT_LIMIT / PART) as u64 {
+            assert!(after(second) < arrival.deadline(after(second - 1)), "given up after {second} s");
+            arrival.came(PART, after(second));
+        }
+        // What comes at once is not enough to be silent, nor to trickle for as long as all of it may take.
+        let fast = Arrival::begin(PACE, begin);
+        fast.came(REPORT_LIMIT, begin);
+        assert_eq!((fast.deadline(begin), fast.due()), (after(20), after(600)));
     }
 
     /// Whoever had a copy of one certificate, which is no secret, could hold the room of the whole fleet.
     #[tokio::test]
-    async fn of_very_many_bodies_of_one_certificate_the_oldest_gives_way() {
+    async fn of_very_many_bodies_of_one_certificate_the_slowest_gives_way() {
         let budget = budget(LONG * 2);
         let headers = HeaderMap::new();
         let mut slow: FuturesUnordered<_> =
@@ -490,6 +520,33 @@ mod tests {
         }
         drop((first, slow, anothers));
         assert!(budget.turns.lock().is_empty());
+    }
+
+    /// Sixteen newer requests with a copied certificate, each with one byte and then silent, ended the device's long report again and again.
+    #[tokio::test]
+    async fn a_long_body_that_keeps_coming_does_not_give_way_to_newer_ones_that_do_not() {
+        let budget = budget(LONG * 2);
+        let headers = HeaderMap::new();
+        let (sender, parts) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(4);
+        let parts = stream::unfold(parts, async |mut parts| parts.recv().await.map(|part| (part, parts)));
+        let mut report = Box::pin(read_of(&budget, &[1; 32], &headers, Body::from_stream(parts), REPORT_LIMIT));
+        for _ in 0..3 {
+            sender.send(Ok(Bytes::from(vec![b'x'; SEGMENT]))).await.unwrap();
+        }
+        assert!(futures_util::poll!(&mut report).is_pending());
+        let mut silent = FuturesUnordered::new();
+        for newer in 0..3 * OF_A_CERTIFICATE {
+            silent.push(read_of(&budget, &[1; 32], &headers, unfinished(b"x"), CHECK_IN_LIMIT));
+            // Those that give way are done with.
+            while let std::task::Poll::Ready(Some(outcome)) = futures_util::poll!(silent.next()) {
+                assert!(matches!(outcome, Err(Refused { error: BodyError::GaveWay, .. })));
+            }
+            assert!(futures_util::poll!(&mut report).is_pending(), "it gave way to {newer} newer ones");
+        }
+        assert_eq!(silent.len(), OF_A_CERTIFICATE - 1);
+        sender.send(Ok(Bytes::from_static(b"end"))).await.unwrap();
+        drop(sender);
+        assert_eq!(report.await.unwrap().bytes.len(), 3 * SEGMENT + 3);
     }
 
     #[tokio::test]

@@ -171,7 +171,7 @@ async fn push_to(app: &App, caller: Caller, ids: Vec<EnrollmentId>) -> Response 
         _ => StatusCode::MULTI_STATUS,
     };
     match &result.push_id {
-        Some(push_id) if result.push_error.is_none() => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
+        Some(push_id) if result.push_error.is_none() && failed < ids.len() => pushes::accepted(push_id, json(StatusCode::ACCEPTED, &result)),
         _ => json(status, &result),
     }
 }
@@ -194,7 +194,16 @@ async fn push_into(app: &App, caller: Caller, ids: &[EnrollmentId], result: &mut
             }
         };
     }
-    let results = wake(&app.storage, &*app.clock, &*app.pusher, &TenantId::default(), ids).await;
+    let (storage, clock, pusher, targets) = (app.storage.clone(), Arc::clone(&app.clock), Arc::clone(&app.pusher), ids.to_vec());
+    // A caller that goes away in the middle does not take the pushes of the others with it.
+    let waking = app.tracker.spawn(async move { wake(&storage, &*clock, &*pusher, &TenantId::default(), &targets).await });
+    let results = match waking.await {
+        Ok(results) => results,
+        Err(error) => {
+            result.push_error = Some(error.to_string());
+            return ids.len();
+        }
+    };
     let status = &mut result.status;
     let mut failed = 0;
     for (id, result) in ids.iter().zip(results) {

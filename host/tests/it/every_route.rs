@@ -397,7 +397,7 @@ async fn no_error_of_a_device_route_could_un_enroll_a_device() {
     let mut seen = refusals().await;
     seen.extend(body_errors().await);
     // Nothing listens behind the proxy: who has no proof does not get so far.
-    let more = ServeOptions { auth_proxy_url: Some("http://127.0.0.1:1/".to_owned()), migration: true, ..ServeOptions::default() };
+    let more = ServeOptions { auth_proxy_url: Some("http://127.0.0.1:1/".to_owned()), migration: Some(true), ..ServeOptions::default() };
     let server = Server::start_with(&authority, &[], more).await;
     seen.extend(without_identity(&server.url(), &authority, &stranger).await);
     seen.extend(with_identity(&server.url(), &authority, &stranger).await);

@@ -73,6 +73,48 @@ async fn more_than_a_thousand_are_pushed_to_in_the_background() {
     server.stop().await;
 }
 
+/// It answered 202, as if somebody were woken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mass_push_in_which_nobody_is_enrolled_is_an_error() {
+    let (authority, apns, home) = (Authority::new(116).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let answer = call_at(&server.url(), Method::GET, &format!("/v1/push/{}", ghosts(1001)), "").await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{}", answer.excerpt());
+    let body = parsed(&answer);
+    assert_eq!(body["status"].as_object().unwrap().len(), 1001);
+    assert_eq!(body["status"]["G1000"]["push_error"], "push data missing for id: it is not enrolled");
+    server.stop().await;
+}
+
+/// The pushes were the handler's, and went with it when its client lost patience.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn devices_are_pushed_to_although_the_caller_has_gone() {
+    const DEVICES: u64 = 3;
+    let options = FakeApnsOptions { latency: Duration::from_millis(300), ..FakeApnsOptions::default() };
+    let (authority, apns, home) = (Authority::new(117).unwrap(), FakeApns::start_with(options).unwrap(), tempfile::tempdir().unwrap());
+    let server = server(&authority, &apns, home.path()).await;
+    let mut ids = Vec::new();
+    for number in 1..=DEVICES {
+        ids.push(enrolled(&server, &authority, number, Behaviour::acknowledging()).await.0.id());
+    }
+    // Each push is made again a second later.
+    apns.add_rule(Rule::always(Effect::Answer(Answer::new(503, "ServiceUnavailable").retry_after(1))).times(DEVICES));
+    let head = format!("GET /v1/push/{} HTTP/1.1\r\nHost: here\r\nAuthorization: {}\r\n\r\n", ids.join(","), basic("nanomdm", API_KEY));
+    let mut connection = std::net::TcpStream::connect(server.running.address).unwrap();
+    connection.write_all(head.as_bytes()).unwrap();
+    let begin = Instant::now();
+    while apns.counters().requests < DEVICES {
+        assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", apns.counters());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(connection);
+    while apns.counters().delivered < DEVICES {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", apns.counters());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everyone_or_those_who_are_named_are_woken_and_the_rest_is_told_why_not() {
     let (authority, apns, home) = (Authority::new(97).unwrap(), FakeApns::start().unwrap(), tempfile::tempdir().unwrap());

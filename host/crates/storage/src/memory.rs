@@ -23,6 +23,8 @@ pub(crate) enum Change {
     Wake(EnrollmentId, WakeState),
     /// Some of them are due at once.
     WakesDue,
+    /// A push certificate was stored.
+    PushCertificate,
     /// The enrollment's last push failed, or did not.
     PushFailing(EnrollmentId, bool),
     Binding([u8; 32], Binding),
@@ -59,6 +61,8 @@ pub(crate) struct Memory {
     pub(crate) wakes_due: Arc<Notify>,
     /// The number of the last transaction whose commit returned, counted since the start.
     committed: AtomicI64,
+    /// The number of the transaction that last stored a push certificate.
+    push_certificate_stored_in: AtomicI64,
 }
 
 /// One line of the subscriptions.
@@ -78,7 +82,12 @@ struct LastSeen {
 impl Memory {
     /// After the commit of the transaction with that number.
     pub(crate) fn follow(&self, number: i64, changes: impl Iterator<Item = Change>) {
-        self.apply(changes);
+        let stores = |change: &Change| {
+            if matches!(change, Change::PushCertificate) {
+                self.push_certificate_stored_in.store(number, Ordering::Release);
+            }
+        };
+        self.apply(changes.inspect(stores));
         self.committed.store(number, Ordering::Release);
     }
 
@@ -100,6 +109,7 @@ impl Memory {
                     wakes_due |= state == WakeState::Due;
                 }
                 Change::WakesDue => wakes_due = true,
+                Change::PushCertificate => {}
                 Change::PushFailing(id, true) => {
                     self.push_failing.lock().insert(id);
                 }
@@ -129,6 +139,10 @@ impl Memory {
 
     pub(crate) fn has_wake(&self, id: &EnrollmentId) -> bool {
         self.wakes.lock().contains(id)
+    }
+
+    pub(crate) fn push_certificate_stored_in(&self) -> i64 {
+        self.push_certificate_stored_in.load(Ordering::Acquire)
     }
 
     pub(crate) fn committed(&self) -> i64 {

@@ -193,8 +193,6 @@ const SELECT_OF_DEVICE: &str =
 const ADVANCE_TOPIC: &str = "UPDATE wakes SET due_at = ?, failures = 0, updated_at = ? \
     WHERE failures > 0 AND taken = 0 AND due_at > ? AND enrollment_id IN (SELECT id FROM enrollments WHERE topic = ? AND state = 'enrolled')";
 
-const WANT_TAKEN: &str = "UPDATE wakes SET wanted_in = ? WHERE taken = 1 AND enrollment_id IN (SELECT id FROM enrollments WHERE topic = ?)";
-
 /// How long after the first of such a kind, and after the second, and so on.
 fn interval(doublings: i64) -> Duration {
     let doublings = u32::try_from(doublings.clamp(0, DOUBLINGS)).unwrap_or_default();
@@ -278,9 +276,7 @@ pub(crate) async fn can_be_woken(tx: &mut Tx, tenant: &TenantId, id: &Enrollment
 
 /// The topic has a certificate with which it was not pushed before: what could not be pushed is tried again.
 pub(crate) async fn topic_can_be_pushed(tx: &mut Tx, topic: &str, now: Timestamp) -> Result<(), StorageError> {
-    // Those that are pushed to at this moment may still be with the one before.
-    let number = tx.number();
-    tx.run(WANT_TAKEN, args![number, topic]).await?;
+    tx.after_commit(Change::PushCertificate);
     if tx.run(ADVANCE_TOPIC, args![now.as_millis(), now.as_millis(), now.as_millis(), topic]).await? > 0 {
         tx.after_commit(Change::WakesDue);
     }
@@ -327,7 +323,9 @@ async fn take(tx: &mut Tx, id: &EnrollmentId, asked: bool, now: Timestamp) -> Re
 async fn record(tx: &mut Tx, woken: &Woken, known: Known, now: Timestamp) -> Result<(), StorageError> {
     let id = &woken.enrollment;
     let Some(row) = row(tx, id).await? else { return owe(tx, woken, now).await };
-    if row.wanted_in > known.0 {
+    // A push that failed may have gone out with the certificate before.
+    let is_outdated = woken.result.is_err() && tx.memory.push_certificate_stored_in() > known.0;
+    if row.wanted_in > known.0 || is_outdated {
         // The device may have come and gone before that was there: it is due as if this push had not been.
         tx.run(LET_GO, args![id.as_str()]).await?;
         return Ok(());

@@ -151,6 +151,7 @@ cases! {
         a_target_is_given_up_after_a_quarter_of_an_hour,
         a_target_whose_device_comes_in_the_same_moment_has_its_end,
         a_renewed_certificate_brings_forward_what_it_can_push,
+        a_push_that_was_under_way_when_its_certificate_was_renewed_counts_if_it_reached_somebody,
         what_became_of_a_mass_push_is_forgotten_after_a_week,
         everyone_is_stored_page_by_page_over_a_restart,
         what_broke_off_in_the_middle_can_be_asked_after;

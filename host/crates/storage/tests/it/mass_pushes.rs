@@ -250,3 +250,23 @@ pub(crate) async fn a_renewed_certificate_brings_forward_what_it_can_push(databa
     assert_eq!(database.storage().store_push_certificate(store).await.unwrap(), StoreOutcome::Stored);
     assert_eq!(due(database, 300 * MINUTE).await, ["A"]);
 }
+
+/// What failed with the certificate before was put off, or given up, although the renewed one was there; and who had been reached was not to be
+/// told twice because of it.
+pub(crate) async fn a_push_that_was_under_way_when_its_certificate_was_renewed_counts_if_it_reached_somebody(database: &Database) {
+    for device in ["A", "B"] {
+        database.enroll(device).await;
+    }
+    begin(database, "M", &["A", "B"]).await;
+    assert_eq!(due(database, SECOND).await, ["A", "B"]);
+    let storage = database.storage();
+    let known = storage.known_wakes();
+    let store = StorePushCertificate { now: at(2 * SECOND), ..certificate(TOPIC, 1) };
+    assert_eq!(storage.store_push_certificate(store).await.unwrap(), StoreOutcome::Stored);
+    let failed = NotWoken { reason: "certificate-expired".to_owned(), retry_after: None };
+    let results = [("A", Ok("apns-A".to_owned())), ("B", Err(failed))];
+    let pushed = results.map(|(device, result)| Woken { enrollment: id(device), result });
+    storage.woken(pushed.to_vec(), known, at(3 * SECOND)).await.unwrap();
+    assert_eq!(counts(database, "M").await, [1, 1, 0, 0]);
+    assert_eq!(due(database, 3 * MINUTE).await, ["B"]);
+}
