@@ -163,7 +163,7 @@ impl ApplePush {
         };
         // What this push had of the call's time, once its turn had come.
         let remaining = OnceLock::new();
-        let push = self.coalescing.push(&target.id, async {
+        let push = self.coalescing.push(&target.id, target.told_at, async {
             remaining.get_or_init(|| deadline.saturating_duration_since(Instant::now()));
             self.push_one(&target, &certificate).await
         });

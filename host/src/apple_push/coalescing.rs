@@ -1,7 +1,8 @@
 //! One push of a channel at a time.
 //!
 //! Whoever asks while one is under way waits for its end, because the device may have come for that one already and found nothing; all who
-//! wait then share the next. So a burst of commands for a device is two pushes, not a hundred.
+//! wait then share the next. So a burst of commands for a device is two pushes, not a hundred. A push is of the token that the channel had told
+//! by then: what becomes of one says nothing of another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,15 +10,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use wasmdm_protocol::enrollment::EnrollmentId;
+use wasmdm_protocol::time::Timestamp;
 use wasmdm_storage::wakes::NotWoken;
 
 /// The `apns-id`, or why not.
 pub(super) type Pushed = Result<String, NotWoken>;
 
+/// Whose token it is, and when it was told.
+type Token = (EnrollmentId, Timestamp);
+
 /// The channels that are being pushed to.
 #[derive(Debug, Default)]
 pub(super) struct Coalescing {
-    turns: Mutex<HashMap<EnrollmentId, Arc<Turn>>>,
+    turns: Mutex<HashMap<Token, Arc<Turn>>>,
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +36,7 @@ struct Turn {
 /// Forgets the turn when its last user has gone, in whatever way.
 struct Place<'a> {
     turns: &'a Coalescing,
-    id: &'a EnrollmentId,
+    token: Token,
     turn: Arc<Turn>,
 }
 
@@ -40,15 +45,20 @@ impl Drop for Place<'_> {
         let mut turns = self.turns.turns.lock();
         // The map's and this one.
         if Arc::strong_count(&self.turn) <= 2 {
-            turns.remove(self.id);
+            turns.remove(&self.token);
         }
     }
 }
 
 impl Coalescing {
     /// Pushes, or shares a push that begins after this call. `push` answers the result and what only the one who pushed is told.
-    pub(super) async fn push<T>(&self, id: &EnrollmentId, push: impl Future<Output = (Pushed, Option<T>)>) -> (Pushed, Option<T>) {
-        let place = self.place(id);
+    pub(super) async fn push<T>(
+        &self,
+        id: &EnrollmentId,
+        told_at: Timestamp,
+        push: impl Future<Output = (Pushed, Option<T>)>,
+    ) -> (Pushed, Option<T>) {
+        let place = self.place((id.clone(), told_at));
         let arrived = place.turn.begun.load(Ordering::Acquire);
         let mut last = place.turn.last.lock().await;
         if place.turn.begun.load(Ordering::Acquire) > arrived
@@ -64,9 +74,9 @@ impl Coalescing {
         (result, told)
     }
 
-    fn place<'a>(&'a self, id: &'a EnrollmentId) -> Place<'a> {
-        let turn = Arc::clone(self.turns.lock().entry(id.clone()).or_default());
-        Place { turns: self, id, turn }
+    fn place(&self, token: Token) -> Place<'_> {
+        let turn = Arc::clone(self.turns.lock().entry(token.clone()).or_default());
+        Place { turns: self, token, turn }
     }
 }
 
@@ -78,6 +88,8 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+
+    const TOLD: Timestamp = Timestamp::from_millis(1);
 
     /// Counts pushes; each waits until it is let go.
     #[derive(Default)]
@@ -107,9 +119,9 @@ mod tests {
     #[tokio::test]
     async fn those_who_ask_while_a_push_is_under_way_share_the_next() {
         let (coalescing, service, id) = (Coalescing::default(), Service::held(), EnrollmentId::new("A"));
-        let mut first = Box::pin(coalescing.push(&id, service.push()));
+        let mut first = Box::pin(coalescing.push(&id, TOLD, service.push()));
         assert!(first.as_mut().now_or_never().is_none());
-        let mut later: Vec<_> = (0..5).map(|_| Box::pin(coalescing.push(&id, service.push()))).collect();
+        let mut later: Vec<_> = (0..5).map(|_| Box::pin(coalescing.push(&id, TOLD, service.push()))).collect();
         for waiting in &mut later {
             assert!(waiting.as_mut().now_or_never().is_none());
         }
@@ -126,14 +138,14 @@ mod tests {
     #[tokio::test]
     async fn one_who_goes_away_in_the_middle_leaves_the_push_to_the_next() {
         let (coalescing, service, id) = (Coalescing::default(), Service::held(), EnrollmentId::new("A"));
-        let mut first = Box::pin(coalescing.push(&id, service.push()));
+        let mut first = Box::pin(coalescing.push(&id, TOLD, service.push()));
         assert!(first.as_mut().now_or_never().is_none());
-        let mut second = Box::pin(coalescing.push(&id, service.push()));
+        let mut second = Box::pin(coalescing.push(&id, TOLD, service.push()));
         assert!(second.as_mut().now_or_never().is_none());
         drop(first);
         service.answer();
         assert_eq!(second.await.0, Ok("2".to_owned()));
-        let mut alone = Box::pin(coalescing.push(&id, service.push()));
+        let mut alone = Box::pin(coalescing.push(&id, TOLD, service.push()));
         assert!(alone.as_mut().now_or_never().is_none());
         drop(alone);
         assert!(coalescing.turns.lock().is_empty());
@@ -143,10 +155,13 @@ mod tests {
     async fn channels_do_not_wait_for_each_other_nor_calls_that_follow_each_other() {
         let (coalescing, held, free) = (Coalescing::default(), Service::held(), Service::default());
         let (one, two) = (EnrollmentId::new("A"), EnrollmentId::new("B"));
-        let mut first = Box::pin(coalescing.push(&one, held.push()));
+        let mut first = Box::pin(coalescing.push(&one, TOLD, held.push()));
         assert!(first.as_mut().now_or_never().is_none());
         for number in 1..4 {
-            assert_eq!(coalescing.push(&two, free.push()).await, (Ok(number.to_string()), Some(number)));
+            assert_eq!(coalescing.push(&two, TOLD, free.push()).await, (Ok(number.to_string()), Some(number)));
         }
+        // The device has told another token meanwhile: what Apple says of the one before is not about this one.
+        let told_later = Timestamp::from_millis(2);
+        assert_eq!(coalescing.push(&one, told_later, free.push()).await, (Ok("4".to_owned()), Some(4)));
     }
 }
