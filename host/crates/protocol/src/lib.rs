@@ -12,6 +12,7 @@ pub mod enrollment;
 mod fields;
 pub mod json;
 pub mod mdm_signature;
+pub mod percent;
 pub mod plist;
 pub mod relative_path;
 pub mod report;

@@ -92,9 +92,11 @@ impl DetachedSignature {
     /// Understood are RSA (PKCS#1 v1.5, from 1,024 bits) and ECDSA (P-256, P-384, P-521) with SHA-1, SHA-256, SHA-384 and SHA-512, with signed
     /// attributes and without. Content within the header is ignored.
     pub fn verify(self, body: &[u8]) -> Result<Certificate, SignatureError> {
-        let mut check = self.begin()?;
-        check.update(body);
-        check.finish()
+        // Not by parts, which would read the header once more.
+        let data = SignedData::read(&self.cms)?;
+        let digest = data.signer.hash()?.of(body);
+        data.signer.check(&self.certificate, data.content_type, &digest)?;
+        Ok(self.certificate)
     }
 
     /// [`Self::verify`] of a body that comes in parts, none of which has to be kept.

@@ -12,6 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+use wasmdm_protocol::percent;
 
 /// Connections that only read.
 const READERS: u32 = 4;
@@ -131,18 +132,7 @@ fn percent_encoded(path: &Path) -> String {
 }
 
 fn percent_decoded(path: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut bytes = path.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(bytes.next()?).to_digit(16);
-        let value = digit()? * 16 + digit()?;
-        decoded.push(u8::try_from(value).ok()?);
-    }
-    String::from_utf8(decoded).ok()
+    String::from_utf8(percent::decoded(path)?).ok()
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ impl Storage {
 
     /// `None`: nobody has said anything of the user.
     pub async fn user_standing(&self, tenant: &TenantId, device: &EnrollmentId, user: &EnrollmentId) -> Result<Option<UserStanding>, StorageError> {
-        let Some(row) = self.read_one(SELECT, args![device.as_str(), user.as_str(), tenant.as_str()]).await? else { return Ok(None) };
+        let Some(row) = self.look_up(SELECT, args![device.as_str(), user.as_str(), tenant.as_str()]).await? else { return Ok(None) };
         let auth_token = self.keyring().at(&sealed::USER_AUTH_TOKEN, tenant, &[device, user]).open_opt(row.opt_blob(2)?)?;
         Ok(Some(UserStanding { verdict: row.text(0)?, is_managed: row.flag(1)?, auth_token }))
     }
